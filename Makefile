@@ -1,0 +1,31 @@
+# Each verb works alone on a fresh clone: it first makes .venv and installs everything into it.
+
+PYTHON ?= python3
+TEST_ARGS ?= -n auto
+DEMO_ARGS ?= --data digits --out runs/demo
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check format
+
+demo: $(INSTALLED)  ## compare the methods on handwritten digits; results under runs/demo
+	$(BIN)/python -m benchmarks.class_incremental $(DEMO_ARGS)
+
+test: check  ## everything that has to pass
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+check: $(INSTALLED)  ## lint, format, types, import direction
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(INSTALLED)  ## mend what can be mended without thought
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
