@@ -1,0 +1,451 @@
+"""The condenser: parts that compose, and the one optimisation loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+from tqdm.auto import tqdm
+
+from dc_replay.augment import Augmentation, augmentation
+from dc_replay.compilation import CompileMode, compiled
+from dc_replay.errors import ArgumentError, DCReplayError
+from dc_replay.exemplars import Exemplars
+from dc_replay.formation import Formation
+from dc_replay.networks import MatchingNetwork, NetworkFactory, Parameters, Precision, convnet_for
+from dc_replay.objectives import Objective, matching_gradient
+from dc_replay.pixels import Normalization, dequantise, quantise
+from dc_replay.randomness import isolated
+from dc_replay.sampling import RealImages, Sampler, Uniform
+from dc_replay.selection import RandomImages, Selection
+from dc_replay.training import NetworkTraining, StepFunction, step_function
+
+
+@dataclass(frozen=True, eq=False)
+class Condensed:
+    """What condensing yields.
+
+    Attributes:
+        exemplars: The stored images.
+        history: ``distance``: the mean over classes of the matching distance in each inner
+            iteration; empty for recipes that optimise nothing.
+    """
+
+    exemplars: Exemplars
+    history: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PixelStep:
+    """How pixels move: SGD in ``[0, 1]`` image space.
+
+    Attributes:
+        lr: Learning rate.
+        momentum: Momentum.
+        reference: The number of stored images per class that ``lr`` is for; a class with more gets
+            a rate in proportion, because each image then has a smaller share in the mean. None
+            uses ``lr`` as it is.
+    """
+
+    lr: float = 5e-3
+    momentum: float = 0.5
+    reference: int | None = 10
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ArgumentError(f"`lr` is {self.lr}, but the pixels' learning rate must be above 0")
+
+    def optimizer(self, pixels: list[Tensor]) -> torch.optim.SGD:
+        """An optimiser over the stored images of each class."""
+        groups = [
+            {"params": [p], "lr": self.lr * (len(p) / self.reference if self.reference else 1)}
+            for p in pixels
+        ]
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
+
+
+class NetworkUpdate(Protocol):
+    """What the matching network learns between two pixel steps."""
+
+    def __call__(self, apprentice: Apprentice, pixels: list[Tensor]) -> None:
+        """Train the apprentice, given the stored images of each class in ``[0, 1]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnReal:
+    """Train on real images, as IDC does: gradients then do not vanish.
+
+    Attributes:
+        images: Images in an inner iteration.
+    """
+
+    images: int = 2000
+
+    def __call__(self, apprentice: Apprentice, pixels: list[Tensor]) -> None:
+        """Train the apprentice."""
+        apprentice.train_on_real(limit=self.images)
+
+
+@dataclass(frozen=True)
+class OnSynthetic:
+    """Train on the synthetic images, as DC and DSA do.
+
+    Attributes:
+        epochs: Epochs in an inner iteration.
+    """
+
+    epochs: int = 50
+
+    def __call__(self, apprentice: Apprentice, pixels: list[Tensor]) -> None:
+        """Train the apprentice."""
+        for _ in range(self.epochs):
+            apprentice.train_on_synthetic(pixels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condenser:
+    """Turns the images of an experience into a few stored ones per class.
+
+    It selects real images, packs them by multi-formation and, where there is an objective,
+    optimises the result so that a matching network cannot tell it from the real images. Parts are
+    objects; :func:`dataclasses.replace` swaps one. See :mod:`dc_replay.recipes` for the methods of
+    the literature.
+
+    The matching network is thrown away afterwards; no other network is involved.
+
+    Attributes:
+        name: What to call the result.
+        formation: How stored images become those that a network sees.
+        selection: Real images to start from; None starts from uniform noise.
+        objective: What to match; None keeps the selected images as they are.
+        sampler: Real images to match in each step.
+        augment: Augmentation of matched images, one draw for real and synthetic ones alike.
+        network: Builds a matching network for a number of classes; None is a ConvNet of width 128
+            that fits the images.
+        training: How the matching network is trained.
+        warm_up: Epochs on the real images for each new matching network before it is used.
+        update: What the network learns after each pixel step; None leaves it as it is.
+        pixels: How pixels move.
+        most_decoded: Decoded synthetic images of a class in one step; above that, a random subset.
+        outer: Matching networks, one after the other.
+        inner: Pixel steps with each network.
+        compile: Whether to compile the step functions; ``"auto"`` does where the planned steps
+            repay it.
+        precision: What the matching network's convolutions compute in: ``"float32"``,
+            ``"bfloat16"``, or ``"auto"`` for bfloat16 where the device has it.
+
+    Raises:
+        ArgumentError: If a number is below its minimum.
+    """
+
+    name: str
+    formation: Formation = Formation(1)
+    selection: Selection | None = RandomImages()
+    objective: Objective | None = None
+    sampler: Sampler = Uniform(64)
+    augment: Augmentation = augmentation("color", "crop", "cutout")
+    network: NetworkFactory | None = None
+    training: NetworkTraining = NetworkTraining()
+    warm_up: int = 0
+    update: NetworkUpdate | None = OnReal()
+    pixels: PixelStep = PixelStep()
+    most_decoded: int = 128
+    outer: int = 60
+    inner: int = 100
+    compile: CompileMode = "auto"
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        for argument, least in {"outer": 1, "inner": 1, "most_decoded": 1, "warm_up": 0}.items():
+            value = getattr(self, argument)
+            if value < least:
+                raise ArgumentError(f"`{argument}` is {value}, but must be at least {least}")
+
+    @property
+    def stores_raw_images(self) -> bool:
+        """Whether what is stored are unmodified real images."""
+        return self.objective is None and self.formation.factor == 1
+
+    def condense(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        quotas: Mapping[int, int] | int,
+        generator: Generator,
+        normalization: Normalization | None = None,
+        progress: bool = False,
+    ) -> Condensed:
+        """Condense labelled images.
+
+        Runs where the images are. Global random states are left as they were, and the same
+        generator state gives the same bytes on the same device.
+
+        Args:
+            images: Real images, uint8 ``[count, channels, height, width]``.
+            labels: int64 ``[count]``.
+            quotas: Stored images of each class, or one number for all. A class with fewer real
+                images gets as many as it has.
+            generator: Source of all randomness.
+            normalization: What makes ``[0, 1]`` images the network's input; None is none.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            Exemplars on the images' device, classes in increasing order, and the history.
+
+        Raises:
+            ArgumentError: If an argument cannot be used.
+            DCReplayError: If the optimisation leaves the range of numbers.
+        """
+        real, counts = self._checked(images, labels, quotas, normalization)
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            isolated(generator, images.device),
+        ):
+            return self._condense(real, counts, generator, progress)
+
+    def _checked(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        quotas: Mapping[int, int] | int,
+        normalization: Normalization | None,
+    ) -> tuple[RealImages, list[int]]:
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ArgumentError(
+                f"`images` must be uint8 of shape [count, channels, height, width], but is "
+                f"{images.dtype} of shape {list(images.shape)}; bring them to [0, 1] and use "
+                f"dc_replay.pixels.quantise"
+            )
+        if not len(images):
+            raise ArgumentError("`images` holds no images; there is nothing to condense")
+        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+            raise ArgumentError(
+                f"`labels` must be int64 of shape [{len(images)}], one for each image, but is "
+                f"{labels.dtype} of shape {list(labels.shape)}"
+            )
+        self.formation.check(images.shape[2], images.shape[3])
+        found, targets = labels.to(images.device).unique(return_inverse=True)
+        names = tuple(found.tolist())
+        if isinstance(quotas, int):
+            quotas = dict.fromkeys(names, quotas)
+        missing = [name for name in names if name not in quotas]
+        if missing:
+            raise ArgumentError(
+                f"`quotas` names no number of stored images for the classes {missing}; "
+                f"name one for each class in `labels`, or pass a single number"
+            )
+        for name in names:
+            if quotas[name] < 1:
+                raise ArgumentError(
+                    f"`quotas` gives class {name} {quotas[name]} stored images, but the least "
+                    f"is 1; raise the budget, or leave the class's images out"
+                )
+        if normalization is None:
+            normalization = Normalization.identity(images.shape[1])
+        real = RealImages(images, targets, names, normalization)
+        normalization.apply(torch.zeros_like(images[:1], dtype=torch.float32))
+        counts = [min(quotas[name], len(rows)) for name, rows in zip(names, real.rows, strict=True)]
+        return real, counts
+
+    def _condense(
+        self, real: RealImages, counts: list[int], generator: Generator, progress: bool
+    ) -> Condensed:
+        factory = self.network or convnet_for(real.images.shape)
+        example = real.normalised(real.rows[0][:1])
+        network = MatchingNetwork(factory, len(real.labels), example, precision=self.precision)
+        steps = self.outer * self.inner if self.objective is not None else 0
+        apprentice = Apprentice(
+            network=network,
+            compile=self.compile,
+            steps=steps * len(real.labels),
+            training=self.training,
+            formation=self.formation,
+            real=real,
+            generator=generator,
+        )
+        pixels = self._initial(real, counts, apprentice)
+        distances: list[Tensor] = []
+        if self.objective is not None:
+            with tqdm(
+                total=steps, desc=self.name, unit="step", disable=not progress, leave=False
+            ) as bar:
+                for distance in self._optimise(self.objective, pixels, apprentice):
+                    distances.append(distance)
+                    bar.update()
+        labels = torch.tensor(real.labels, device=real.images.device)
+        exemplars = Exemplars(
+            torch.cat([quantise(p) for p in pixels]),
+            labels.repeat_interleave(torch.tensor(counts, device=labels.device)),
+        )
+        history = {"distance": torch.stack(distances).tolist()} if distances else {}
+        return Condensed(exemplars, history)
+
+    def _initial(self, real: RealImages, counts: list[int], apprentice: Apprentice) -> list[Tensor]:
+        generator = apprentice.generator
+        if self.selection is None:
+            shape = real.images.shape[1:]
+            return [
+                torch.rand((n, *shape), generator=generator, device=generator.device).to(
+                    real.images.device
+                )
+                for n in counts
+            ]
+        wanted = [n * self.formation.images_per_stored for n in counts]
+        chosen = self.selection.choose(real, wanted, apprentice, generator)
+        return [self.formation.pack(dequantise(real.images[index])) for index in chosen]
+
+    def _optimise(
+        self, objective: Objective, pixels: list[Tensor], apprentice: Apprentice
+    ) -> Iterator[Tensor]:
+        """Move the pixels in place; yield the mean distance of each inner iteration."""
+        real, generator = apprentice.real, apprentice.generator
+        network = apprentice.network
+
+        def gradient(
+            parameters: Parameters, real: Tensor, synthetic: Tensor, label: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            return matching_gradient(objective, network, parameters, real, synthetic, label)
+
+        match = compiled(gradient, self.compile, steps=self.outer * self.inner * len(pixels))
+        labels = torch.arange(len(pixels), device=real.images.device).unbind()
+        for stored in pixels:
+            stored.requires_grad_(True)
+        optimizer = self.pixels.optimizer(pixels)
+        for outer in range(self.outer):
+            apprentice.restart()
+            apprentice.train(self.warm_up)
+            batches: list[Tensor] | None = None
+            for inner in range(self.inner):
+                batches = self.sampler.draw(real, batches, inner, apprentice.embed, generator)
+                total = torch.zeros((), device=real.images.device)
+                for stored, index, label in zip(pixels, batches, labels, strict=True):
+                    synthetic = self._subset(self.formation.decode(stored), generator)
+                    synthetic = real.normalization.apply(synthetic)
+                    matched, synthetic = self.augment.siamese(
+                        real.normalised(index), synthetic, generator
+                    )
+                    slope, distance = match(
+                        apprentice.parameters, matched.detach(), synthetic.detach(), label
+                    )
+                    synthetic.backward(slope)
+                    total += distance
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                if self.update is not None:
+                    self.update(apprentice, [stored.detach() for stored in pixels])
+                yield total / len(pixels)
+            with torch.no_grad():
+                for stored, name in zip(pixels, real.labels, strict=True):
+                    if not torch.isfinite(stored).all():
+                        raise DCReplayError(
+                            f"the pixels of class {name} became NaN or infinite in outer "
+                            f"iteration {outer}; lower the pixels' learning rate, now "
+                            f"{self.pixels.lr}, with dataclasses.replace(condenser, "
+                            f"pixels=PixelStep(lr=...))"
+                        )
+                    stored.clamp_(0, 1)
+
+    def _subset(self, decoded: Tensor, generator: Generator) -> Tensor:
+        if len(decoded) <= self.most_decoded:
+            return decoded
+        chosen = torch.randperm(len(decoded), generator=generator, device=generator.device)
+        return decoded[chosen[: self.most_decoded].to(decoded.device)]
+
+
+class Apprentice:
+    """The matching network of the moment: its weights, how it learns, and what it learns from.
+
+    Args:
+        network: The network as a function.
+        compile: Whether its step functions are compiled.
+        steps: Matching steps planned, which decide that where ``compile`` is ``"auto"``.
+        training: How it is trained.
+        formation: How stored images become those that it sees.
+        real: The images of the experience.
+        generator: Source of the order and augmentation in training.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: MatchingNetwork,
+        compile: CompileMode,
+        steps: int,
+        training: NetworkTraining,
+        formation: Formation,
+        real: RealImages,
+        generator: Generator,
+    ) -> None:
+        self.network = network
+        self._step: StepFunction = compiled(step_function(network), compile, steps=steps)
+        self._forward = compiled(network.__call__, compile, steps=steps)
+        self.training = training
+        self.formation = formation
+        self.real = real
+        self.generator = generator
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything: fresh weights, fresh momentum."""
+        self.parameters = self.network.fresh()
+        self._optimizer = self.training.optimizer(self.parameters)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Features ``[batch, features]`` of normalised images."""
+        features: Tensor = self._forward(self.parameters, images)[1]
+        return features
+
+    def features(self) -> tuple[Tensor, ...]:
+        """Features ``[count, features]`` of each class's real images."""
+        return self.real.features_by_class(self.embed)
+
+    def train(self, epochs: int) -> None:
+        """Train for some epochs on the real images."""
+        for _ in range(epochs):
+            self.train_on_real()
+
+    def forgotten(self, epochs: int) -> Tensor:
+        """Train, and count for each real image how often it turned from right to wrong."""
+        rows = torch.cat(self.real.rows)
+        before = torch.zeros_like(self.real.targets, dtype=torch.bool)
+        ever, count = before.clone(), torch.zeros_like(self.real.targets)
+        for _ in range(epochs):
+            self.train_on_real()
+            logits = self.real.outputs(lambda images: self._forward(self.parameters, images)[0])
+            right = torch.zeros_like(before)
+            right[rows] = logits.argmax(dim=1) == self.real.targets[rows]
+            count += before & ~right
+            ever |= right
+            before = right
+        return torch.where(ever, count, epochs)
+
+    def train_on_real(self, limit: int | None = None) -> None:
+        """Train on one shuffled pass over the real images, or on ``limit`` of them."""
+        self._train(self.real.images, self.real.targets, limit)
+
+    def train_on_synthetic(self, pixels: list[Tensor]) -> None:
+        """Train on one shuffled pass over the decoded images of each class."""
+        with torch.no_grad():
+            decoded = [self.formation.decode(stored) for stored in pixels]
+        device = self.real.images.device
+        counts = torch.tensor([len(images) for images in decoded], device=device)
+        targets = torch.arange(len(decoded), device=device).repeat_interleave(counts)
+        self._train(torch.cat(decoded), targets, None)
+
+    def _train(self, images: Tensor, targets: Tensor, limit: int | None) -> None:
+        self.training.train(
+            self._step,
+            self.parameters,
+            self._optimizer,
+            images,
+            targets,
+            normalization=self.real.normalization,
+            generator=self.generator,
+            limit=limit,
+        )

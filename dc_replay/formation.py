@@ -1,0 +1,139 @@
+"""How stored images become the images that a network sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dc_replay.errors import ArgumentError
+from dc_replay.pixels import dequantise
+
+
+@dataclass(frozen=True)
+class Formation:
+    """Multi-formation: each stored image holds ``factor * factor`` smaller ones, side by side.
+
+    A stored image is cut into a grid of crops with sides ``ceil(height / factor)`` and
+    ``ceil(width / factor)``, and each crop is enlarged bilinearly to the full size. Where the
+    factor does not divide a side, the stored image is extended with mid-grey first. ``factor=1``
+    stores images as they are.
+
+    Decoded images come *image-major*: those of stored image 0, row by row, then those of image 1.
+    So the first ``n * factor**2`` decoded images depend on the first ``n`` stored ones alone, which
+    is what lets a memory be cut to a prefix.
+
+    Source: Kim et al., "Dataset Condensation via Efficient Synthetic-Data Parameterization",
+    ICML 2022, section 4.
+
+    Attributes:
+        factor: Crops along each side of a stored image, at least 1.
+    """
+
+    factor: int = 2
+
+    def __post_init__(self) -> None:
+        if isinstance(self.factor, bool) or not isinstance(self.factor, int) or self.factor < 1:
+            raise ArgumentError(
+                f"`factor` must be a whole number of at least 1, but is {self.factor!r}; "
+                f"1 stores images as they are, 2 packs four into each stored image"
+            )
+
+    @property
+    def images_per_stored(self) -> int:
+        """How many decoded images one stored image holds."""
+        return self.factor**2
+
+    def check(self, height: int, width: int) -> None:
+        """Raise an ArgumentError if images of this size cannot be cut by the factor."""
+        if self.factor > min(height, width):
+            raise ArgumentError(
+                f"`factor` is {self.factor}, which is more than the shorter side of images of "
+                f"{height}x{width} pixels; use a factor of at most {min(height, width)}"
+            )
+
+    def decode(self, stored: Tensor) -> Tensor:
+        """Form the images that a network sees, differentiably.
+
+        Args:
+            stored: Floating-point images ``[count, channels, height, width]`` in ``[0, 1]``.
+
+        Returns:
+            ``[count * factor**2, channels, height, width]``, image-major.
+        """
+        if self.factor == 1:
+            return stored
+        crops = self._crops(stored).flatten(0, 2)
+        return self._enlarge(crops, stored.shape[-2:])
+
+    def decode_at(self, stored: Tensor, index: Tensor) -> Tensor:
+        """Form chosen images only: ``decode(stored)[index]`` without decoding the rest.
+
+        Args:
+            stored: Images ``[count, channels, height, width]``, uint8, or floating point in
+                ``[0, 1]``.
+            index: int64 positions ``[batch]`` among the decoded images.
+
+        Returns:
+            Floating-point images ``[batch, channels, height, width]`` in ``[0, 1]``.
+        """
+        image = torch.div(index, self.images_per_stored, rounding_mode="floor")
+        chosen = stored[image]
+        if chosen.dtype == torch.uint8:
+            chosen = dequantise(chosen)
+        if self.factor == 1:
+            return chosen
+        crop = index % self.images_per_stored
+        row = torch.div(crop, self.factor, rounding_mode="floor")
+        each = torch.arange(len(index), device=index.device)
+        crops = self._crops(chosen)[each, row, crop % self.factor]
+        return self._enlarge(crops, stored.shape[-2:])
+
+    def pack(self, images: Tensor) -> Tensor:
+        """Store images side by side: each group of ``factor**2`` becomes one stored image.
+
+        Args:
+            images: Floating-point images ``[count * factor**2, channels, height, width]``.
+
+        Returns:
+            ``[count, channels, height, width]``. Decoding it gives the images back at the
+            resolution of a crop, in the same order.
+
+        Raises:
+            ArgumentError: If the number of images is not a multiple of ``factor**2``.
+        """
+        if len(images) % self.images_per_stored:
+            raise ArgumentError(
+                f"`images` holds {len(images)} images, which is not a multiple of the "
+                f"{self.images_per_stored} that a stored image takes at factor {self.factor}; "
+                f"pass factor**2 images for each stored image"
+            )
+        if self.factor == 1:
+            return images
+        channels, height, width = images.shape[1:]
+        crop_height, crop_width = self._crop_size(height, width)
+        small = F.interpolate(images, size=(crop_height, crop_width), mode="area")
+        grid = small.view(-1, self.factor, self.factor, channels, crop_height, crop_width)
+        rows = grid.permute(0, 3, 1, 4, 2, 5)
+        whole = rows.reshape(-1, channels, self.factor * crop_height, self.factor * crop_width)
+        return whole[..., :height, :width].contiguous()
+
+    def _crop_size(self, height: int, width: int) -> tuple[int, int]:
+        return -(-height // self.factor), -(-width // self.factor)
+
+    def _crops(self, stored: Tensor) -> Tensor:
+        """View as ``[count, factor, factor, channels, crop_height, crop_width]``."""
+        count, channels, height, width = stored.shape
+        self.check(height, width)
+        crop_height, crop_width = self._crop_size(height, width)
+        bottom, right = self.factor * crop_height - height, self.factor * crop_width - width
+        if bottom or right:
+            stored = F.pad(stored, (0, right, 0, bottom), value=0.5)
+        grid = stored.reshape(count, channels, self.factor, crop_height, self.factor, crop_width)
+        return grid.permute(0, 2, 4, 1, 3, 5)
+
+    @staticmethod
+    def _enlarge(crops: Tensor, size: torch.Size) -> Tensor:
+        return F.interpolate(crops, size=tuple(size), mode="bilinear", align_corners=False)

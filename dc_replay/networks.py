@@ -1,0 +1,393 @@
+"""Networks to match with and to train on exemplars, and a matching network as a pure function."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dc_replay.errors import ArgumentError
+
+Parameters = dict[str, Tensor]
+"""Weights of a network by name."""
+
+NetworkFactory = Callable[[int], nn.Module]
+"""Builds a freshly initialised classifier of images for a number of classes."""
+
+Norm = Literal["instance", "batch"]
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""What convolutions compute in; ``"auto"`` is bfloat16 where the hardware has it."""
+
+
+class FeatureNetwork(nn.Module):
+    """A classifier made of ``embed``, which yields features, and a linear ``head``."""
+
+    head: nn.Module
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Map ``[batch, channels, height, width]`` to features ``[batch, features]``."""
+        raise NotImplementedError(f"{type(self).__name__} must define embed")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map ``[batch, channels, height, width]`` to logits ``[batch, classes]``."""
+        logits: Tensor = self.head(self.embed(images))
+        return logits
+
+
+def _norm(kind: Norm, channels: int) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    # One group for each channel is instance normalisation, and much the faster kernel on a CPU.
+    return nn.GroupNorm(channels, channels)
+
+
+class ConvNet(FeatureNetwork):
+    """ConvNet-D: ``depth`` times convolution, instance normalisation, ReLU and average pooling.
+
+    Source: Gidaris and Komodakis, CVPR 2018; the usual network of the condensation papers.
+
+    Args:
+        classes: Number of outputs.
+        channels: Channels of the images.
+        size: Height and width of the images. Where they are 28x28 the first convolution pads by
+            3, as published, so that the sides become 32.
+        width: Channels of each layer.
+        depth: Number of layers; each halves the sides.
+
+    Raises:
+        ArgumentError: If nothing is left of the image after ``depth`` halvings.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        *,
+        channels: int = 3,
+        size: tuple[int, int] = (32, 32),
+        width: int = 128,
+        depth: int = 3,
+    ) -> None:
+        super().__init__()
+        height, width_left = size
+        layers: list[nn.Module] = []
+        for layer in range(depth):
+            padding = 3 if layer == 0 and tuple(size) == (28, 28) else 1
+            layers += [
+                nn.Conv2d(channels, width, 3, padding=padding),
+                _norm("instance", width),
+                nn.ReLU(),
+                nn.AvgPool2d(2),
+            ]
+            height = (height + 2 * padding - 2) // 2
+            width_left = (width_left + 2 * padding - 2) // 2
+            channels = width
+        if min(height, width_left) < 1:
+            raise ArgumentError(
+                f"`depth` is {depth}, but images of {size[0]}x{size[1]} pixels can be halved fewer "
+                f"times; use a smaller depth"
+            )
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(width * height * width_left, classes)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Map images to flattened features."""
+        features: Tensor = self.layers(images)
+        return features.flatten(1)
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut; halves the sides by stride or by pooling."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm, pool: bool) -> None:
+        super().__init__()
+        step = 1 if pool else stride
+        shrink: list[nn.Module] = [nn.AvgPool2d(stride)] if pool and stride > 1 else []
+        self.main = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride=step, padding=1, bias=False),
+            *shrink,
+            _norm(norm, outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            _norm(norm, outputs),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=step, bias=False),
+                *shrink,
+                _norm(norm, outputs),
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.relu(self.main(images) + self.shortcut(images))
+
+
+class ResNet10(FeatureNetwork):
+    """ResNet-10: a 3x3 stem and four stages of one basic block, He-initialised.
+
+    With ``norm="instance"`` and ``pool=True`` it is ResNetAP-10, which replaces strides by average
+    pooling so that gradients to pixels are smooth.
+
+    Source: He et al., CVPR 2016; the variant of Kim et al., ICML 2022.
+
+    Args:
+        classes: Number of outputs.
+        channels: Channels of the images.
+        width: Channels of the stem and first stage; later stages have 2, 4 and 8 times as many.
+        norm: ``"batch"`` or ``"instance"``.
+        pool: Whether average pooling replaces strides.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        *,
+        channels: int = 3,
+        width: int = 32,
+        norm: Norm = "batch",
+        pool: bool = False,
+    ) -> None:
+        super().__init__()
+        widths = [width, 2 * width, 4 * width, 8 * width]
+        stages: list[nn.Module] = [
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            _norm(norm, width),
+            nn.ReLU(),
+        ]
+        inputs = width
+        for stage, outputs in enumerate(widths):
+            stages.append(_Block(inputs, outputs, 1 if stage == 0 else 2, norm, pool))
+            inputs = outputs
+        self.layers = nn.Sequential(*stages)
+        self.head = nn.Linear(inputs, classes)
+        for module in self.layers.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Map images to features averaged over positions."""
+        features: Tensor = self.layers(images)
+        return features.mean(dim=(2, 3))
+
+
+def resnet_ap10(classes: int, *, channels: int = 3, width: int = 32) -> ResNet10:
+    """ResNetAP-10, the matching network for 224x224 images."""
+    return ResNet10(classes, channels=channels, width=width, norm="instance", pool=True)
+
+
+class DenseNet121(FeatureNetwork):
+    """DenseNet-121 in its form for 32x32 images: a 3x3 stem of stride 1 without pooling.
+
+    Source: Huang et al., CVPR 2017; torchvision's implementation.
+    """
+
+    def __init__(self, classes: int, *, channels: int = 3) -> None:
+        super().__init__()
+        from torchvision.models import densenet121
+
+        network = densenet121(weights=None, num_classes=classes)
+        self.layers = network.features
+        self.layers.conv0 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        self.layers.pool0 = nn.Identity()
+        self.head = network.classifier
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Map images to features averaged over positions."""
+        features: Tensor = F.relu(self.layers(images))
+        return features.mean(dim=(2, 3))
+
+
+def convnet_for(shape: Sequence[int], *, width: int = 128) -> NetworkFactory:
+    """A factory of ConvNets that fit images: 3 layers for sides of 32, 4 for 64, and so on.
+
+    Args:
+        shape: Ends in channels, height and width of the images.
+        width: Channels of each layer.
+    """
+    channels, height, side = (int(n) for n in shape[-3:])
+    depth = max(1, round(math.log2(min(height, side) / 4))) if min(height, side) > 1 else 1
+    return functools.partial(
+        ConvNet, channels=channels, size=(height, side), width=width, depth=depth
+    )
+
+
+class _BFloat16Conv2d(nn.Conv2d):
+    """A convolution that computes in bfloat16 and keeps everything around it as it is."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self._conv_forward(images.bfloat16(), self.weight.bfloat16(), None)
+        outputs = outputs.to(images.dtype)
+        return outputs if self.bias is None else outputs + self.bias[:, None, None]
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices natively."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return False
+
+
+def set_precision(network: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
+    """Let a network's convolutions compute in another precision, in place.
+
+    Weights, normalisation layers, activations and losses stay in float32.
+
+    Args:
+        network: Any module; its ``nn.Conv2d`` layers are changed.
+        precision: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for bfloat16 where the device
+            has it.
+        device: Where the network will run.
+
+    Raises:
+        ArgumentError: If the precision is unknown.
+    """
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ArgumentError(
+            f"`precision` is {precision!r}, but must be 'auto', 'float32' or 'bfloat16'"
+        )
+    lower = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
+    for module in network.modules():
+        if lower and type(module) is nn.Conv2d and module.padding_mode == "zeros":
+            module.__class__ = _BFloat16Conv2d
+        elif not lower and type(module) is _BFloat16Conv2d:
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+    return network
+
+
+class MatchingNetwork:
+    """A classifier as a pure function of its weights that also yields its last features.
+
+    Built once for a factory; its weights live outside it, so a fresh network is a fresh
+    dictionary of weights and the function stays the same.
+
+    Any module that ends in a ``nn.Linear`` with one output for each class will do: the features are
+    what enters that layer. Batch normalisation is made to use the statistics of each batch alone,
+    because running ones are state.
+
+    Args:
+        factory: Builds a freshly initialised classifier for a number of classes.
+        classes: Number of classes.
+        example: Normalised images ``[batch, channels, height, width]`` as it will see them.
+        precision: What its convolutions compute in; see :func:`set_precision`.
+
+    Raises:
+        ArgumentError: If the network does not accept the images, or has no usable features.
+    """
+
+    def __init__(
+        self,
+        factory: NetworkFactory,
+        classes: int,
+        example: Tensor,
+        *,
+        precision: Precision = "float32",
+    ) -> None:
+        self.factory = factory
+        self.classes = classes
+        self.device = example.device
+        network = set_precision(self._build(), precision, example.device)
+        if isinstance(network, FeatureNetwork):
+            self._module: nn.Module = _OwnFeatures(network)
+        else:
+            self._module = _TappedFeatures(network, self._find_head(network))
+        self._module.requires_grad_(False)
+        self._shapes = {name: p.shape for name, p in network.named_parameters()}
+        self._check(example[:1])
+
+    def fresh(self) -> Parameters:
+        """Weights of a newly built network, detached, on the device of the example."""
+        built = {name: p.detach().clone() for name, p in self._build().named_parameters()}
+        if {name: p.shape for name, p in built.items()} != self._shapes:
+            raise ArgumentError(
+                "`network` built two networks whose weights differ in name or shape; "
+                "a factory must build the same architecture each time"
+            )
+        return built
+
+    def __call__(self, parameters: Parameters, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images to logits ``[batch, classes]`` and features ``[batch, features]``."""
+        named = {f"network.{name}": value for name, value in parameters.items()}
+        outputs: tuple[Tensor, Tensor] = torch.func.functional_call(self._module, named, (images,))
+        return outputs
+
+    def names(self, dimensions: Iterable[int]) -> list[str]:
+        """Names of the weights that have one of these numbers of dimensions."""
+        return [name for name, shape in self._shapes.items() if len(shape) in set(dimensions)]
+
+    def _build(self) -> nn.Module:
+        network = self.factory(self.classes)
+        if not isinstance(network, nn.Module):
+            raise ArgumentError(
+                f"`network` must build a torch.nn.Module from a number of classes, but it returned "
+                f"{type(network).__name__}"
+            )
+        return torch.func.replace_all_batch_norm_modules_(network).to(self.device)
+
+    def _find_head(self, network: nn.Module) -> nn.Linear:
+        linears = [module for module in network.modules() if isinstance(module, nn.Linear)]
+        for module in reversed(linears):
+            if module.out_features == self.classes:
+                return module
+        raise ArgumentError(
+            f"`network` has no usable features: it must end in a torch.nn.Linear with "
+            f"{self.classes} outputs, one for each class, but its linear layers have "
+            f"{[module.out_features for module in linears]}; add such a layer"
+        )
+
+    def _check(self, example: Tensor) -> None:
+        with torch.no_grad():
+            try:
+                logits, features = self(self.fresh(), example)
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise ArgumentError(
+                    f"`network` does not accept images of shape {list(example.shape[1:])}: "
+                    f"{error}; build it for this number of channels and this size"
+                ) from error
+        if features.ndim != 2 or logits.shape != (1, self.classes):
+            raise ArgumentError(
+                f"`network` has no usable features: for one image its last linear layer takes "
+                f"shape {list(features.shape)} and the network yields {list(logits.shape)}, but "
+                f"[1, features] and [1, {self.classes}] are needed; flatten before that layer, "
+                f"and end with it"
+            )
+
+
+class _OwnFeatures(nn.Module):
+    def __init__(self, network: FeatureNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network.embed(images)
+        return self.network.head(features), features
+
+
+class _TappedFeatures(nn.Module):
+    """Takes the features where they enter the last linear layer."""
+
+    def __init__(self, network: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.network = network
+        self._taken: Tensor | None = None
+        head.register_forward_pre_hook(self._take)
+
+    def _take(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._taken = inputs[0]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.network(images)
+        features, self._taken = self._taken, None
+        if features is None:
+            raise ArgumentError(
+                "`network` has no usable features: its forward pass does not call its last "
+                "linear layer; call the layer as a module"
+            )
+        return logits, features

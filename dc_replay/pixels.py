@@ -1,0 +1,97 @@
+"""Pixel ranges: bytes in memory, ``[0, 1]`` images, and the normalised values that networks see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dc_replay.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """The per-channel affine map between ``[0, 1]`` image space and what a network sees.
+
+    Attributes:
+        mean: One value per channel, in units of ``[0, 1]`` image space.
+        std: One positive value per channel, likewise.
+
+    Raises:
+        ArgumentError: If the two differ in length, or a deviation is not positive and finite.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ArgumentError(
+                f"`mean` and `std` must hold one value per channel each, but they hold "
+                f"{len(self.mean)} and {len(self.std)}; pass two sequences of equal length"
+            )
+        finite = all(torch.isfinite(torch.tensor(self.mean + self.std)).tolist())
+        if not finite or min(self.std) <= 0:
+            raise ArgumentError(
+                f"`mean` and `std` must be finite and `std` positive, but got mean {self.mean} "
+                f"and std {self.std}; a channel that never varies takes a std of 1"
+            )
+
+    @classmethod
+    def identity(cls, channels: int) -> Normalization:
+        """The map for data that a network sees as ``[0, 1]`` images."""
+        return cls((0.0,) * channels, (1.0,) * channels)
+
+    @classmethod
+    def from_range(cls, low: Sequence[float], high: Sequence[float]) -> Normalization:
+        """The map whose inverse sends ``[low, high]`` of each channel onto ``[0, 1]``.
+
+        A channel whose two ends coincide gets a range of length 1 above ``low``.
+        """
+        ends = zip(low, high, strict=True)
+        spans = [top - bottom if top > bottom else 1.0 for bottom, top in ends]
+        return cls(
+            tuple(-bottom / span for bottom, span in zip(low, spans, strict=True)),
+            tuple(1.0 / span for span in spans),
+        )
+
+    @property
+    def channels(self) -> int:
+        """How many channels the map is for."""
+        return len(self.mean)
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Normalise ``[0, 1]`` images of shape ``[batch, channels, height, width]``."""
+        mean, std = self._columns(images)
+        return (images - mean) / std
+
+    def invert(self, images: Tensor) -> Tensor:
+        """Bring normalised images ``[batch, channels, height, width]`` back to ``[0, 1]``."""
+        mean, std = self._columns(images)
+        return images * std + mean
+
+    def _columns(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ArgumentError(
+                f"`images` has shape {list(images.shape)}, but this normalization is for "
+                f"[batch, {self.channels}, height, width]; pass one mean and std per channel"
+            )
+        mean, std = (
+            torch.tensor(values, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return mean, std
+
+
+def quantise(images: Tensor) -> Tensor:
+    """Round ``[0, 1]`` images to uint8, clamping what lies outside."""
+    return images.detach().clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def dequantise(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Turn uint8 pixels into ``[0, 1]`` images of a floating-point ``dtype``."""
+    return pixels.to(dtype) / 255

@@ -1,0 +1,31 @@
+"""Keeping the global random states out of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Generator
+
+
+@contextmanager
+def isolated(generator: Generator, device: torch.device) -> Iterator[None]:
+    """Run a block whose use of torch's global generators follows from ``generator`` alone.
+
+    Building a network draws from the global generator, and there is no way to pass one in. Inside
+    the block the global generators of the CPU and of ``device`` are seeded from ``generator``;
+    afterwards they, Python's and numpy's are as they were.
+    """
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,288 @@
+"""The methods of the literature as condensers, ready to use or to change with ``replace``.
+
+Every recipe takes ``factor`` (crops along each side of a stored image) and returns a
+:class:`~dc_replay.condense.Condenser`. Recipes that optimise also take
+
+* ``network``: builds a matching network for a number of classes; a ConvNet of width 128 where None,
+* ``outer``: matching networks, one after the other,
+* ``inner``: pixel steps with each.
+
+The published counts of iterations were chosen for a GPU and hours. Where they are out of reach, the
+defaults here are fewer, and the docstring says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from dc_replay.augment import Augmentation, augmentation
+from dc_replay.condense import Condenser, OnReal, OnSynthetic, PixelStep
+from dc_replay.errors import ArgumentError
+from dc_replay.formation import Formation
+from dc_replay.networks import NetworkFactory
+from dc_replay.objectives import (
+    BidirectionalMatching,
+    FeatureMatching,
+    GradientMatching,
+    cosine_distance,
+)
+from dc_replay.sampling import Representative, Uniform
+from dc_replay.selection import (
+    ClusterCentres,
+    Forgetting,
+    Herding,
+    KCenter,
+    RandomImages,
+    Selection,
+)
+from dc_replay.training import NetworkTraining
+
+_ALL_SIX = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+
+def _selecting(
+    name: str, selection: Selection, factor: int, network: NetworkFactory | None
+) -> Condenser:
+    return Condenser(name=name, formation=Formation(factor), selection=selection, network=network)
+
+
+def random(*, factor: int = 1, network: NetworkFactory | None = None) -> Condenser:
+    """Random images of each class. With ``factor=1`` these are unmodified raw images."""
+    return _selecting("random", RandomImages(), factor, network)
+
+
+def herding(
+    *, factor: int = 1, network: NetworkFactory | None = None, epochs: int = 10
+) -> Condenser:
+    """Images whose running mean of features follows the class's (iCaRL, CVPR 2017).
+
+    With ``factor=1`` these are unmodified raw images. ``epochs`` is how long the network that
+    yields the features trains on the experience.
+    """
+    return _selecting("herding", Herding(epochs), factor, network)
+
+
+def k_center(
+    *, factor: int = 1, network: NetworkFactory | None = None, epochs: int = 10
+) -> Condenser:
+    """Images that cover the class's features greedily (Sener and Savarese, ICLR 2018).
+
+    With ``factor=1`` these are unmodified raw images. ``epochs`` as for :func:`herding`.
+    """
+    return _selecting("k_center", KCenter(epochs), factor, network)
+
+
+def forgetting(
+    *, factor: int = 1, network: NetworkFactory | None = None, epochs: int = 10
+) -> Condenser:
+    """Images that are forgotten most often in training (Toneva et al., ICLR 2019).
+
+    With ``factor=1`` these are unmodified raw images. ``epochs`` is how long forgetting is counted.
+    """
+    return _selecting("forgetting", Forgetting(epochs), factor, network)
+
+
+def representative(*, factor: int = 2, network: NetworkFactory | None = None) -> Condenser:
+    """Images nearest to the centres of k-means clusters, packed, and not optimised.
+
+    This is where DREAM starts from, and so what its optimisation must beat.
+    """
+    return _selecting("representative", ClusterCentres(), factor, network)
+
+
+def _published_loops(ipc: int) -> tuple[int, int]:
+    """DC's pixel steps per network and epochs on the synthetic images after each."""
+    loops = {1: (1, 1), 10: (10, 50), 20: (20, 25), 50: (50, 10)}
+    if ipc < 1:
+        raise ArgumentError(f"`ipc` is {ipc}, but must be at least 1 stored image per class")
+    return loops[max(known for known in loops if known <= ipc)]
+
+
+def _dc_like(
+    name: str,
+    matching: Augmentation,
+    network: NetworkFactory | None,
+    factor: int,
+    ipc: int,
+    outer: int,
+    inner: int | None,
+) -> Condenser:
+    steps, epochs = _published_loops(ipc)
+    return Condenser(
+        name=name,
+        formation=Formation(factor),
+        objective=GradientMatching(error=cosine_distance, convolutions_only=False),
+        sampler=Uniform(256),
+        augment=matching,
+        network=network,
+        training=NetworkTraining(
+            momentum=0.0, weight_decay=0.0, batch=256, augment=matching, cutmix=0.0
+        ),
+        update=OnSynthetic(epochs),
+        pixels=PixelStep(lr=0.1, momentum=0.5, reference=None),
+        outer=outer,
+        inner=steps if inner is None else inner,
+    )
+
+
+def dc(
+    *,
+    factor: int = 1,
+    network: NetworkFactory | None = None,
+    ipc: int = 20,
+    outer: int = 1000,
+    inner: int | None = None,
+) -> Condenser:
+    """Dataset condensation with gradient matching (Zhao, Mopuri and Bilen, ICLR 2021).
+
+    Starts from real images. ``ipc`` picks the published numbers of pixel steps per network and of
+    epochs on the synthetic images after each: (1, 1) at 1 image per class, (10, 50) at 10,
+    (20, 25) at 20 and (50, 10) at 50. ``outer=1000`` is the published number.
+    """
+    return _dc_like("dc", Augmentation(), network, factor, ipc, outer, inner)
+
+
+def dsa(
+    *,
+    factor: int = 1,
+    network: NetworkFactory | None = None,
+    ipc: int = 20,
+    outer: int = 1000,
+    inner: int | None = None,
+) -> Condenser:
+    """DC with differentiable Siamese augmentation (Zhao and Bilen, ICML 2021).
+
+    Arguments as for :func:`dc`.
+    """
+    return _dc_like("dsa", augmentation(*_ALL_SIX), network, factor, ipc, outer, inner)
+
+
+def dm(
+    *,
+    factor: int = 1,
+    network: NetworkFactory | None = None,
+    outer: int = 20_000,
+    inner: int = 1,
+) -> Condenser:
+    """Dataset condensation with distribution matching (Zhao and Bilen, WACV 2023).
+
+    Matches mean features on untrained networks. ``outer=20000`` is the published number.
+    """
+    return Condenser(
+        name="dm",
+        formation=Formation(factor),
+        objective=FeatureMatching(),
+        sampler=Uniform(256),
+        augment=augmentation(*_ALL_SIX),
+        network=network,
+        update=None,
+        pixels=PixelStep(lr=1.0, momentum=0.5, reference=None),
+        most_decoded=4096,
+        outer=outer,
+        inner=inner,
+    )
+
+
+def idc(
+    *,
+    factor: int = 2,
+    network: NetworkFactory | None = None,
+    outer: int = 60,
+    inner: int = 100,
+) -> Condenser:
+    """IDC: multi-formation and regularised gradient matching (Kim et al., ICML 2022).
+
+    Matches gradients of convolution weights in networks that learn from real images meanwhile.
+    Published with ``outer=2000``.
+    """
+    return Condenser(
+        name="idc",
+        formation=Formation(factor),
+        objective=GradientMatching(),
+        network=network,
+        update=OnReal(2000),
+        outer=outer,
+        inner=inner,
+    )
+
+
+def idc_i(
+    *,
+    network: NetworkFactory | None = None,
+    outer: int = 60,
+    inner: int = 100,
+) -> Condenser:
+    """IDC-I: IDC without multi-formation. Arguments as for :func:`idc`."""
+    return replace(idc(factor=1, network=network, outer=outer, inner=inner), name="idc_i")
+
+
+def dream(
+    *,
+    factor: int = 2,
+    network: NetworkFactory | None = None,
+    outer: int = 60,
+    inner: int = 100,
+) -> Condenser:
+    """DREAM: IDC that starts from and matches representative images (Liu et al., ICCV 2023).
+
+    Published with ``outer=1200``; IDC's accuracy is claimed after 60 to 100.
+    """
+    return Condenser(
+        name="dream",
+        formation=Formation(factor),
+        selection=ClusterCentres(),
+        objective=GradientMatching(),
+        sampler=Representative(128),
+        network=network,
+        warm_up=1,
+        update=OnReal(2000),
+        outer=outer,
+        inner=inner,
+    )
+
+
+def dream_plus(
+    *,
+    factor: int = 2,
+    network: NetworkFactory | None = None,
+    outer: int = 60,
+    inner: int = 100,
+) -> Condenser:
+    """DREAM+: DREAM that matches gradients and mean features together (Liu et al., 2023).
+
+    Published with ``outer=1200``; IDC's accuracy is claimed after 60.
+    """
+    base = dream(factor=factor, network=network, outer=outer, inner=inner)
+    return replace(base, name="dream_plus", objective=BidirectionalMatching())
+
+
+RECIPES: dict[str, Callable[..., Condenser]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        random,
+        herding,
+        k_center,
+        forgetting,
+        representative,
+        dc,
+        dsa,
+        dm,
+        idc_i,
+        idc,
+        dream,
+        dream_plus,
+    )
+}
+"""Every recipe by name."""
+
+
+def recipe(name: str) -> Callable[..., Condenser]:
+    """Find a recipe by name.
+
+    Raises:
+        ArgumentError: If there is none of that name.
+    """
+    if name not in RECIPES:
+        raise ArgumentError(f"`name` is {name!r}, but the known recipes are {sorted(RECIPES)}")
+    return RECIPES[name]
