@@ -1,0 +1,262 @@
+"""The memory file: safetensors, read with suspicion and written in one piece."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dc_replay.budgets import Budget, ImagesPerClass, Smallest, TotalBytes, TotalImages
+from dc_replay.errors import ArgumentError, MemoryFileError
+from dc_replay.exemplars import Exemplars
+from dc_replay.formation import Formation
+from dc_replay.pixels import Normalization
+
+FORMAT = "dc-replay-memory"
+FORMAT_VERSION = "1"
+_BUDGETS = (ImagesPerClass, TotalImages, TotalBytes)
+
+
+@dataclass(frozen=True)
+class MemoryFile:
+    """What a memory file holds.
+
+    Attributes:
+        exemplars: The stored images, on the CPU when they come from a file.
+        formation: How they become what a network sees.
+        normalization: The map to what a network sees; None leaves ``[0, 1]``.
+        budget: The bound they obey; None if it is of a kind that a file cannot describe.
+        recipe: The name of the recipe that made them, possibly empty.
+    """
+
+    exemplars: Exemplars
+    formation: Formation
+    normalization: Normalization | None
+    budget: Budget | None
+    recipe: str
+
+
+def write(path: str | os.PathLike[str], memory: MemoryFile) -> None:
+    """Write a memory file; a reader sees the old file or the whole new one, never a part.
+
+    The same memory gives the same bytes.
+
+    Raises:
+        ArgumentError: If the folder does not exist, or ``path`` is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ArgumentError(f"`path` is {path}, which is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ArgumentError(f"`path` is {path}, whose folder does not exist; create it first")
+    data = _serialise(memory)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(unfinished, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike[str]) -> MemoryFile:
+    """Read a memory file, believing nothing in it that has not been checked.
+
+    Raises:
+        MemoryFileError: If the file is missing, damaged, of another format or version, or
+            contradicts itself.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            _check_format(metadata)
+            names = list(file.keys())
+            parts = [file.get_slice(name) for name in names]
+            kinds = ((part.get_dtype(), part.get_shape()) for part in parts)
+            _check_tensors(dict(zip(names, kinds, strict=True)))
+            # Copies: what the library returns may be a window into the mapped file.
+            pixels = file.get_tensor("pixels").clone()
+            labels = file.get_tensor("labels").clone()
+        return _interpret(metadata, pixels, labels)
+    except FileNotFoundError:
+        raise MemoryFileError(f"{path}: there is no such file; check the path") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise MemoryFileError(
+            f"{path}: this is not a whole safetensors file ({error}); it may be cut short or of "
+            f"another kind, so save the memory again"
+        ) from error
+    except _Fault as fault:
+        raise MemoryFileError(f"{path}: {fault}") from fault.__cause__
+
+
+class _Fault(Exception):
+    """What is wrong with the file, not yet saying which file."""
+
+
+def _serialise(memory: MemoryFile) -> bytes:
+    exemplars, normalization = memory.exemplars, memory.normalization
+    counts = exemplars.counts
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "factor": str(memory.formation.factor),
+        "classes": json.dumps(list(counts)),
+        "counts": json.dumps(list(counts.values())),
+        "normalization": json.dumps(asdict(normalization) if normalization else None),
+        "recipe": memory.recipe,
+        "budget": json.dumps(_describe(memory.budget)),
+        "created_by": "dc-replay",
+        "dc_replay_version": _own_version(),
+        "torch_version": str(torch.__version__),
+        "safetensors_version": safetensors.__version__,
+    }
+    tensors = {
+        "pixels": exemplars.pixels.cpu().contiguous(),
+        "labels": exemplars.labels.cpu().contiguous(),
+    }
+    data = save(tensors, metadata)
+    # The library orders metadata differently in every process; sort it, padded to 8 as the format
+    # asks, so that equal memories are equal files.
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
+
+
+def _check_format(metadata: Mapping[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise _Fault(
+            f"the metadata `format` is {metadata.get('format')!r}, expected {FORMAT!r}; this is a "
+            f"safetensors file, but not one that ExemplarMemory.save wrote"
+        )
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise _Fault(
+            f"the metadata `format_version` is {metadata.get('format_version')!r}, but this "
+            f"release reads {FORMAT_VERSION!r}; install the dc-replay that wrote it"
+        )
+
+
+def _check_tensors(found: Mapping[str, tuple[str, list[int]]]) -> None:
+    if set(found) != {"pixels", "labels"}:
+        raise _Fault(f"the tensors are {sorted(found)}, expected ['labels', 'pixels']; {_AGAIN}")
+    (pixel_type, pixel_shape), (label_type, label_shape) = found["pixels"], found["labels"]
+    if pixel_type != "U8" or len(pixel_shape) != 4 or 0 in pixel_shape:
+        raise _Fault(
+            f"`pixels` is {pixel_type} of shape {pixel_shape}, expected U8 of shape "
+            f"[images, channels, height, width] with no side 0; {_AGAIN}"
+        )
+    if label_type != "I64" or label_shape != pixel_shape[:1]:
+        raise _Fault(
+            f"`labels` is {label_type} of shape {label_shape}, expected I64 of shape "
+            f"{pixel_shape[:1]}; {_AGAIN}"
+        )
+
+
+def _interpret(metadata: Mapping[str, str], pixels: Tensor, labels: Tensor) -> MemoryFile:
+    classes, counts = _integers(metadata, "classes"), _integers(metadata, "counts")
+    if len(classes) != len(counts) or len(set(classes)) != len(classes) or min(counts) < 1:
+        raise _Fault(
+            f"the metadata names classes {classes} with counts {counts}, expected distinct classes "
+            f"and one count of at least 1 for each; {_AGAIN}"
+        )
+    if sum(counts) != len(pixels):
+        raise _Fault(
+            f"the metadata `counts` add up to {sum(counts)}, but `pixels` holds {len(pixels)} "
+            f"images; {_AGAIN}"
+        )
+    if not torch.equal(labels, torch.tensor(classes).repeat_interleave(torch.tensor(counts))):
+        raise _Fault(
+            f"`labels` disagrees with the metadata `classes` and `counts`, which promise {counts} "
+            f"images of {classes} in this order; {_AGAIN}"
+        )
+    normalization = _json(metadata, "normalization")
+    try:
+        formation = Formation(factor=int(_text(metadata, "factor")))
+        formation.check(*pixels.shape[2:])
+        scale = None if normalization is None else Normalization(**normalization)
+        budget = _restore(_json(metadata, "budget"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _Fault(
+            f"the metadata `factor`, `normalization` or `budget` cannot be used ({error}); {_AGAIN}"
+        ) from error
+    if scale is not None and scale.channels != pixels.shape[1]:
+        raise _Fault(
+            f"the metadata `normalization` is for {scale.channels} channels, but `pixels` has "
+            f"{pixels.shape[1]}; {_AGAIN}"
+        )
+    return MemoryFile(
+        Exemplars(pixels, labels), formation, scale, budget, _text(metadata, "recipe")
+    )
+
+
+def _text(metadata: Mapping[str, str], key: str) -> str:
+    if key not in metadata:
+        raise _Fault(f"the metadata has no `{key}`; {_AGAIN}")
+    return metadata[key]
+
+
+def _json(metadata: Mapping[str, str], key: str) -> Any:
+    text = _text(metadata, key)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _Fault(f"the metadata `{key}` is {text[:60]!r}, expected JSON; {_AGAIN}") from error
+
+
+def _integers(metadata: Mapping[str, str], key: str) -> list[int]:
+    found = _json(metadata, key)
+    # type() rather than isinstance(): true and false are no numbers here.
+    right = isinstance(found, list) and all(type(item) is int for item in found)
+    if not right or not found or max(map(abs, found)) >= 2**63:
+        raise _Fault(
+            f"the metadata `{key}` is {str(found)[:60]}, expected a list of whole numbers, not "
+            f"empty; {_AGAIN}"
+        )
+    return list(found)
+
+
+def _describe(budget: Budget | None) -> dict[str, Any] | None:
+    """JSON for the budgets of this package; None for others, whose code a file cannot hold."""
+    if isinstance(budget, Smallest):
+        parts = [_describe(part) for part in budget.budgets]
+        return None if None in parts else {"kind": "Smallest", "budgets": parts}
+    if isinstance(budget, _BUDGETS) and type(budget) in _BUDGETS:
+        return {"kind": type(budget).__name__, **asdict(budget)}
+    return None
+
+
+def _restore(found: Any) -> Budget | None:
+    if found is None:
+        return None
+    if found["kind"] == "Smallest":
+        return Smallest(tuple(_restore_one(part) for part in found["budgets"]))
+    return _restore_one(found)
+
+
+def _restore_one(found: Any) -> Budget:
+    fields = {key: value for key, value in found.items() if key != "kind"}
+    return {kind.__name__: kind for kind in _BUDGETS}[found["kind"]](**fields)
+
+
+def _own_version() -> str:
+    try:
+        return version("dc-replay")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+_AGAIN = "the file is damaged or was edited, so save the memory again"

@@ -1,0 +1,419 @@
+"""A replay memory of uint8 exemplars that never outgrows its budget."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from dc_replay import _files
+from dc_replay.budgets import (
+    Budget,
+    ImagesPerClass,
+    TotalBytes,
+    TotalImages,
+    check_budget,
+    lowered,
+    whole,
+)
+from dc_replay.errors import ArgumentError, MemoryFileError
+from dc_replay.exemplars import Exemplars
+from dc_replay.formation import Formation
+from dc_replay.pixels import Normalization, dequantise
+
+_AS_THEY_ARE = Formation(factor=1)
+_CAPS: dict[str, type[ImagesPerClass | TotalImages | TotalBytes]] = {
+    "images_per_class": ImagesPerClass,
+    "total_images": TotalImages,
+    "total_bytes": TotalBytes,
+}
+
+
+class ExemplarMemory:
+    """Stored exemplars of all classes seen so far, within a budget.
+
+    Images are kept as uint8 in ``[0, 1]`` image space, grouped by class in the order in which the
+    classes arrived. When a budget leaves less room for a class, the class keeps its first images,
+    so nothing is ever computed anew. Copying (:func:`copy.deepcopy`) and pickling work; files are
+    read and written without pickle.
+
+    It starts empty. The first :meth:`add` fixes the shape of the images, and the memory lives on
+    the device of what was added last.
+
+    Args:
+        budget: How many images of each class may be stored.
+        formation: How stored images become the images that a network sees.
+        normalization: The map from ``[0, 1]`` to what a network sees; None leaves ``[0, 1]``.
+        recipe: The name of the recipe whose exemplars it holds, for the record.
+
+    Raises:
+        ArgumentError: If ``budget`` is not a budget.
+    """
+
+    def __init__(
+        self,
+        *,
+        budget: Budget,
+        formation: Formation = _AS_THEY_ARE,
+        normalization: Normalization | None = None,
+        recipe: str = "",
+    ) -> None:
+        check_budget(budget)
+        self._budget = budget
+        self._formation = formation
+        self._normalization = normalization
+        self._exemplars: Exemplars | None = None
+        self.recipe = recipe
+
+    @property
+    def budget(self) -> Budget:
+        """The bound that holds now; :meth:`shrink` lowers it."""
+        return self._budget
+
+    @property
+    def formation(self) -> Formation:
+        """How stored images become the images that a network sees."""
+        return self._formation
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """The map from ``[0, 1]`` to what a network sees; can be set while the memory is empty."""
+        return self._normalization
+
+    @normalization.setter
+    def normalization(self, normalization: Normalization | None) -> None:
+        if self._exemplars is not None and normalization != self._normalization:
+            raise ArgumentError(
+                f"`normalization` is {normalization}, but the stored images are replayed with "
+                f"{self._normalization}; set it before the first add, or start a new memory"
+            )
+        self._normalization = normalization
+
+    @property
+    def exemplars(self) -> Exemplars | None:
+        """Everything stored, not a copy; None while the memory is empty."""
+        return self._exemplars
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The classes in order of arrival."""
+        return () if self._exemplars is None else self._exemplars.classes
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """Stored images of each class, in order of arrival."""
+        return {} if self._exemplars is None else self._exemplars.counts
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each stored image, int64 ``[images]``."""
+        if self._exemplars is None:
+            return torch.empty(0, dtype=torch.int64)
+        return self._exemplars.labels
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """``(channels, height, width)`` of a stored image; None while the memory is empty."""
+        return None if self._exemplars is None else _shape_of(self._exemplars)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the images are; None while the memory is empty."""
+        return None if self._exemplars is None else self._exemplars.pixels.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored pixels."""
+        return 0 if self._exemplars is None else self._exemplars.nbytes
+
+    @property
+    def decoded_len(self) -> int:
+        """How many images a network can be shown: stored images times ``factor**2``."""
+        return len(self) * self._formation.images_per_stored
+
+    def __len__(self) -> int:
+        return 0 if self._exemplars is None else len(self._exemplars)
+
+    def __repr__(self) -> str:
+        return (
+            f"ExemplarMemory({len(self)} images of {len(self.classes)} classes, {self.nbytes} "
+            f"bytes, budget={self._budget}, factor={self._formation.factor})"
+        )
+
+    def of_class(self, label: int) -> Tensor:
+        """A copy of one class's stored images, uint8 ``[count, channels, height, width]``.
+
+        Raises:
+            ArgumentError: If there are none.
+        """
+        return self._filled().of_class(label)
+
+    def quotas_with(
+        self, new_classes: Sequence[int], image_shape: Sequence[int] | None = None
+    ) -> dict[int, int]:
+        """How many images each class may have once ``new_classes`` have arrived.
+
+        Args:
+            new_classes: The classes of an experience; those already stored keep their place.
+            image_shape: ``(channels, height, width)``, which an empty memory does not know yet.
+
+        Returns:
+            A quota for every class, stored or new, in order of arrival.
+
+        Raises:
+            ArgumentError: If the budget is below one image per class, or ``image_shape`` is
+                missing, malformed or another than that of the stored images.
+        """
+        shape = tuple(image_shape) if image_shape is not None else self.image_shape
+        if shape is None or len(shape) != 3 or min(shape) < 1:
+            raise ArgumentError(
+                f"`image_shape` is {image_shape}; while the memory is empty, pass the (channels, "
+                f"height, width) of the images to come"
+            )
+        if self.image_shape not in (None, shape):
+            raise ArgumentError(
+                f"`image_shape` is {shape}, but the stored images are {self.image_shape}; use one "
+                f"memory for each shape"
+            )
+        classes = list(dict.fromkeys([*self.classes, *(int(label) for label in new_classes)]))
+        return self._budget.quotas(classes, image_bytes=prod(shape))
+
+    def add(self, exemplars: Exemplars) -> None:
+        """Store new exemplars, cutting older classes to what the budget leaves them.
+
+        A class that is stored already gets the new images in place of the old ones and keeps its
+        place in the order. The pixels are copied. On an error the memory is as it was.
+
+        Args:
+            exemplars: At most ``quotas_with(exemplars.classes)`` images of each class, all of the
+                shape that is stored. The memory moves to their device.
+
+        Raises:
+            ArgumentError: If there are no images, more of a class than its quota, images of
+                another shape, a formation or normalization that does not fit them, or if the
+                budget is below one image per class.
+        """
+        if not isinstance(exemplars, Exemplars):
+            raise ArgumentError(
+                f"`exemplars` is a {type(exemplars).__name__}, expected Exemplars; of the result "
+                f"of condensing, pass the field `exemplars`"
+            )
+        self._check_images(exemplars)
+        quotas = self.quotas_with(exemplars.classes, _shape_of(exemplars))
+        arriving, held = _by_class(exemplars), _by_class(self._exemplars)
+        for label, images in arriving.items():
+            if len(images) > quotas[label]:
+                raise ArgumentError(
+                    f"`exemplars` holds {len(images)} images of class {label}, but {self._budget} "
+                    f"leaves it {quotas[label]}; pass at most quotas_with(classes) images, for "
+                    f"example exemplars.prefix(quotas)"
+                )
+        device = exemplars.pixels.device
+        kept = {label: images[: quotas[label]].to(device) for label, images in held.items()}
+        # An update keeps the place of a key that is there: a returning class stays where it was.
+        self._exemplars = _join(kept | arriving)
+
+    def shrink(
+        self,
+        *,
+        images_per_class: int | None = None,
+        total_images: int | None = None,
+        total_bytes: int | None = None,
+    ) -> None:
+        """Cut every class to its first images, freeing the rest, and lower the budget to match.
+
+        Totals are shared evenly, as by :class:`~dc_replay.budgets.TotalImages`; what a class with
+        fewer images leaves unused stays unused. Classes that arrive later obey both the new bound
+        and the one from before.
+
+        Args:
+            images_per_class: The most stored images that any class keeps.
+            total_images: The most stored images of all classes together.
+            total_bytes: The most pixel bytes of all classes together.
+
+        Raises:
+            ArgumentError: If not exactly one argument is given, it is below one image per class,
+                it is above what is stored, or the memory is empty. The memory is as it was.
+        """
+        stored = self._filled()
+        arguments = zip(_CAPS, (images_per_class, total_images, total_bytes), strict=True)
+        given = {name: value for name, value in arguments if value is not None}
+        if len(given) != 1:
+            raise ArgumentError(
+                f"`shrink` got {', '.join(given) or 'no argument'}; pass exactly one of "
+                f"`images_per_class`, `total_images` and `total_bytes`"
+            )
+        [(name, value)] = given.items()
+        value = whole(name, value)
+        counts = stored.counts
+        image_bytes = prod(_shape_of(stored))
+        least, most = {
+            "images_per_class": (1, max(counts.values())),
+            "total_images": (len(counts), len(stored)),
+            "total_bytes": (len(counts) * image_bytes, stored.nbytes),
+        }[name]
+        if value < least:
+            raise ArgumentError(
+                f"`{name}` is {value}, which is below one image for each of {len(counts)} classes; "
+                f"pass at least {least}"
+            )
+        if value > most:
+            raise ArgumentError(
+                f"`{name}` is {value}, but only {most} are stored and a memory cannot grow; pass "
+                f"at most {most}, or condense anew for a larger memory"
+            )
+        budget = lowered(self._budget, _CAPS[name](value))
+        quotas = budget.quotas(list(counts), image_bytes=image_bytes)
+        if any(count > quotas[label] for label, count in counts.items()):
+            self._exemplars = stored.prefix(quotas)
+        self._budget = budget
+
+    def sample(self, count: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw decoded images, each equally likely, with replacement.
+
+        Args:
+            count: How many, at least 1.
+            generator: The source of randomness. One on the memory's device avoids a transfer.
+
+        Returns:
+            Normalised float32 images ``[count, channels, height, width]`` and int64 labels
+            ``[count]``, on the memory's device.
+
+        Raises:
+            ArgumentError: If the memory is empty or ``count`` is below 1.
+        """
+        stored = self._filled()
+        size = (whole("count", count),)
+        device = generator.device
+        index = torch.randint(self.decoded_len, size, generator=generator, device=device)
+        index = index.to(stored.pixels.device)
+        images = self._formation.decode_at(stored.pixels, index)
+        return self._normalise(images), stored.labels[index // self._formation.images_per_stored]
+
+    def decoded(self, *, normalised: bool = True) -> tuple[Tensor, Tensor]:
+        """All decoded images at once, image-major within each class; 4 bytes per value.
+
+        Args:
+            normalised: Apply the normalization; False returns values in ``[0, 1]``.
+
+        Returns:
+            float32 images ``[decoded_len, channels, height, width]`` and int64 labels
+            ``[decoded_len]``, on the memory's device.
+
+        Raises:
+            ArgumentError: If the memory is empty.
+        """
+        stored = self._filled()
+        images = self._formation.decode(dequantise(stored.pixels))
+        labels = stored.labels.repeat_interleave(self._formation.images_per_stored)
+        return self._normalise(images) if normalised else images, labels
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the memory to a safetensors file, replacing an older one in a single step.
+
+        A budget of the user's own class is not written; such a file is loaded with ``budget=``.
+
+        Raises:
+            ArgumentError: If the memory is empty, or ``path`` is a folder or lies in none.
+        """
+        contents = _files.MemoryFile(
+            self._filled(), self._formation, self._normalization, self._budget, self.recipe
+        )
+        _files.write(path, contents)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: torch.device | str = "cpu",
+        budget: Budget | None = None,
+    ) -> ExemplarMemory:
+        """Read a memory that :meth:`save` wrote.
+
+        Args:
+            path: The file.
+            device: Where to put the images.
+            budget: The budget to go on with; None takes the one in the file.
+
+        Raises:
+            MemoryFileError: If the file is missing, damaged, of another format or version,
+                contradicts itself, or has no budget while none is given.
+            ArgumentError: If ``budget`` is below what the file holds.
+        """
+        found = _files.read(path)
+        chosen = found.budget if budget is None else budget
+        if chosen is None:
+            raise MemoryFileError(
+                f"{os.fspath(path)}: the file was saved with a budget that it cannot describe; "
+                f"pass `budget`"
+            )
+        memory = cls(
+            budget=chosen,
+            formation=found.formation,
+            normalization=found.normalization,
+            recipe=found.recipe,
+        )
+        try:
+            memory.add(found.exemplars.to(device))
+        except ArgumentError as error:
+            if budget is None:
+                raise MemoryFileError(
+                    f"{os.fspath(path)}: the file holds more than its own budget allows ({error}); "
+                    f"pass a larger `budget`"
+                ) from error
+            raise ArgumentError(
+                f"`budget` is {budget}, but {os.fspath(path)} holds more ({error}); load the file "
+                f"without `budget` and call shrink"
+            ) from error
+        return memory
+
+    def _filled(self) -> Exemplars:
+        if self._exemplars is None:
+            raise ArgumentError("the memory is empty; call `add` with exemplars first")
+        return self._exemplars
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return images if self._normalization is None else self._normalization.apply(images)
+
+    def _check_images(self, exemplars: Exemplars) -> None:
+        shape = _shape_of(exemplars)
+        if not exemplars.pixels.numel():
+            raise ArgumentError(
+                f"`exemplars` holds no images (shape {list(exemplars.pixels.shape)}); pass at "
+                f"least one image of at least one class"
+            )
+        if self.image_shape not in (None, shape):
+            raise ArgumentError(
+                f"`exemplars` holds images of shape {shape}, but the stored ones are "
+                f"{self.image_shape}; use one memory for each shape"
+            )
+        self._formation.check(*shape[1:])
+        if self._normalization is not None and self._normalization.channels != shape[0]:
+            raise ArgumentError(
+                f"`exemplars` holds images of {shape[0]} channels, but `normalization` is for "
+                f"{self._normalization.channels}; pass one mean and std per channel"
+            )
+
+
+def _shape_of(exemplars: Exemplars) -> tuple[int, int, int]:
+    channels, height, width = exemplars.pixels.shape[1:]
+    return channels, height, width
+
+
+def _by_class(exemplars: Exemplars | None) -> dict[int, Tensor]:
+    if exemplars is None:
+        return {}
+    counts = exemplars.counts
+    return dict(zip(counts, torch.split(exemplars.pixels, list(counts.values())), strict=True))
+
+
+def _join(images: dict[int, Tensor]) -> Exemplars:
+    """Copy the images of each class into one allocation."""
+    pixels = torch.cat(list(images.values())).contiguous()
+    counts = torch.tensor([len(part) for part in images.values()])
+    labels = torch.tensor(list(images)).repeat_interleave(counts)
+    return Exemplars(pixels, labels.to(pixels.device))
