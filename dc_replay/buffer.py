@@ -1,0 +1,419 @@
+"""A storage policy for Avalanche over a memory of condensed exemplars."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.benchmarks.utils.classification_dataset import (
+    ClassificationDataset,
+    TaskAwareSupervisedClassificationDataset,
+)
+from avalanche.benchmarks.utils.data_attribute import DataAttribute
+from avalanche.training.storage_policy import ExemplarsBuffer
+from avalanche.training.supervised.er_aml import ER_AML
+from torch import Generator, Tensor
+from torch.utils.data import Dataset
+
+from dc_replay.budgets import Budget, Smallest, TotalImages, whole
+from dc_replay.condense import Condensed, Condenser
+from dc_replay.errors import ArgumentError
+from dc_replay.exemplars import Exemplars
+from dc_replay.experiences import ExperienceImages, gather, several_tasks
+from dc_replay.formation import Formation
+from dc_replay.memory import ExemplarMemory
+from dc_replay.pixels import Normalization, dequantise, quantise
+
+ImageAugment = Callable[[Tensor, Generator], Tensor]
+"""Changes normalised images ``[batch, channels, height, width]``, keeping their shape."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassGroup:
+    """One class's part of a buffer, the way Avalanche's grouped buffers present it.
+
+    Attributes:
+        buffer: The decoded images of the class.
+    """
+
+    buffer: AvalancheDataset[Any]
+
+
+class CondensedBuffer(ExemplarsBuffer):
+    """Keeps condensed exemplars of every experience, for any strategy that takes a storage policy.
+
+    Pass it as ``storage_policy=``, with ``mem_size=policy.max_size``, or assign it to
+    ``.storage_policy`` where a plugin takes none (GDumb, MIR). Strategies that can should use
+    :class:`~dc_replay.plugin.CondensedReplayPlugin` instead, which replays without a data loader.
+
+    A class that returns is condensed anew from its new images and its decoded old exemplars, within
+    its quota. Task labels are not part of a memory file: classes of a memory that was loaded count
+    as task 0.
+
+    Args:
+        condenser: What condenses an experience, for example ``dream_plus()``.
+        budget: How many *stored* images each class may have.
+        normalization: What the network's input is normalised with; None finds it, see
+            :func:`~dc_replay.experiences.gather`. It is kept in the memory.
+        seed: At least 0. The same seed and experiences give the same exemplars on the same device.
+        progress: Whether to show progress bars.
+        max_size: The most *decoded* images, which is what Avalanche counts: stored images times
+            ``factor**2``. It then holds in addition to ``budget``. None leaves it to ``budget``:
+            the attribute is then that of a total number of images, else ``sys.maxsize``.
+
+    Attributes:
+        max_size: As above.
+        history: What condensing each experience recorded.
+        seconds: How long gathering and condensing each experience took.
+
+    Raises:
+        ArgumentError: If an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        condenser: Condenser,
+        budget: Budget,
+        normalization: Normalization | None = None,
+        seed: int = 0,
+        progress: bool = False,
+        max_size: int | None = None,
+    ) -> None:
+        if not hasattr(condenser, "condense") or isinstance(condenser, type):
+            raise ArgumentError(
+                f"`condenser` is {condenser!r}, which cannot condense; call a recipe to get one, "
+                f"for example dream_plus()"
+            )
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ArgumentError(f"`seed` is {seed!r}; pass a whole number of at least 0")
+        each = condenser.formation.images_per_stored
+        if max_size is not None:
+            budget = Smallest((budget, TotalImages(_stored("max_size", max_size, each))))
+        memory = ExemplarMemory(
+            budget=budget,
+            formation=condenser.formation,
+            normalization=normalization,
+            recipe=condenser.name,
+        )
+        super().__init__(_decoded_bound(budget, each) if max_size is None else max_size)
+        self.condenser = condenser
+        self.seed = seed
+        self.progress = progress
+        self.history: list[dict[str, list[float]]] = []
+        self.seconds: list[float] = []
+        self._memory = memory
+        self._tasks: dict[int, int] = {}
+        self._carries_tasks = False
+        self._tensor_labels = False
+        self._view: _View | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The view can be made again; a checkpoint costs what the memory stores.
+        return {**self.__dict__, "_view": None}
+
+    @property
+    def memory(self) -> ExemplarMemory:
+        """The exemplars. Assign one that was loaded to go on from it, under its own budget.
+
+        Raises:
+            ArgumentError: If it is no memory, or its images are formed in another way than the
+                condenser's.
+        """
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: ExemplarMemory) -> None:
+        if not isinstance(memory, ExemplarMemory):
+            raise ArgumentError(
+                f"`memory` is a {type(memory).__name__}; pass an ExemplarMemory, for example "
+                f"ExemplarMemory.load(path)"
+            )
+        if memory.formation != self.condenser.formation:
+            raise ArgumentError(
+                f"`memory` forms images by {memory.formation}, but the condenser by "
+                f"{self.condenser.formation}; use the recipe with factor={memory.formation.factor}"
+            )
+        self._memory = memory
+
+    @property
+    def carries_tasks(self) -> bool:
+        """Whether the items of the last experience carried a task label."""
+        return self._carries_tasks
+
+    def task_labels(self, labels: Tensor) -> Tensor:
+        """The task label with which each class arrived.
+
+        Args:
+            labels: Class labels, int64 ``[count]``.
+
+        Returns:
+            int64 ``[count]`` on the same device.
+        """
+        tasks = {label: self._tasks.get(label, 0) for label in self._memory.classes}
+        if len(set(tasks.values())) <= 1:
+            return torch.full_like(labels, next(iter(tasks.values()), 0))
+        table = torch.zeros(max(tasks) + 1, dtype=labels.dtype)
+        table[list(tasks)] = torch.tensor(list(tasks.values()), dtype=labels.dtype)
+        return table.to(labels.device)[labels]
+
+    def remember(self, experience: Any, *, device: torch.device | str) -> Condensed:
+        """Condense an experience's images and store the exemplars.
+
+        Global random states are left as they were. On an error the memory is as it was.
+
+        Args:
+            experience: An experience of a benchmark's train stream.
+            device: Where to condense, and where the memory is from then on.
+
+        Returns:
+            What was stored, and the history of condensing.
+
+        Raises:
+            ArgumentError: If the experience cannot be used (see
+                :func:`~dc_replay.experiences.gather`), its images are of another shape than those
+                stored, or the budget is below one image per class.
+        """
+        began = time.perf_counter()
+        device = torch.device(device)
+        generator = stream(self.seed, _CONDENSING, len(self.seconds), device=device)
+        memory = self._memory
+        gathered = gather(
+            experience,
+            device=device,
+            generator=generator,
+            normalization=self._normalization(),
+        )
+        tasks = gathered.tasks or {}
+        for label, task in tasks.items():
+            known = self._tasks.get(label, task)
+            if known != task:
+                raise ArgumentError(several_tasks(label, known, task))
+        classes = gathered.labels.unique().tolist()
+        quotas = memory.quotas_with(classes, gathered.pixels.shape[1:])
+        images, labels = self._with_returning(gathered, classes)
+        condensed = self.condenser.condense(
+            images,
+            labels,
+            quotas={label: quotas[label] for label in classes},
+            normalization=gathered.normalization,
+            generator=generator,
+            progress=self.progress,
+        )
+        self._add(condensed.exemplars, gathered.normalization)
+        self._tasks = tasks | self._tasks
+        self._carries_tasks = gathered.tasks is not None
+        self._tensor_labels = gathered.tensor_labels
+        self.history.append(condensed.history)
+        self.seconds.append(time.perf_counter() - began)
+        return condensed
+
+    def update(self, strategy: Any, **kwargs: Any) -> None:
+        """Store exemplars of the strategy's current experience; what Avalanche's plugins call."""
+        self.post_adapt(strategy, strategy.experience)
+        if isinstance(strategy, ER_AML):
+            each = self._memory.formation.images_per_stored
+            least = min(self._memory.counts.values()) * each
+            if least < strategy.train_mb_size:
+                raise ArgumentError(
+                    f"`train_mb_size` of ER_AML is {strategy.train_mb_size}, but a class has only "
+                    f"{least} decoded images in the memory, and ER_AML would search for ever for a "
+                    f"full batch of one class; lower train_mb_size or raise the budget"
+                )
+
+    def post_adapt(self, agent_state: Any, exp: Any) -> None:
+        """Store exemplars of an experience, on the device of the strategy or agent."""
+        device = getattr(agent_state, "device", None) or self._memory.device or "cpu"
+        self.remember(exp, device=device)
+
+    def resize(self, strategy: Any, new_size: int) -> None:
+        """Change the most decoded images, cutting every class to its first images as needed.
+
+        Args:
+            strategy: Not used.
+            new_size: In decoded images: stored images times ``factor**2``.
+
+        Raises:
+            ArgumentError: If it is below one stored image per class, or above ``max_size``, since a
+                memory cannot grow.
+        """
+        memory = self._memory
+        stored = _stored("new_size", new_size, memory.formation.images_per_stored)
+        if new_size > self.max_size:
+            raise ArgumentError(
+                f"`new_size` is {new_size}, but `max_size` is {self.max_size} and a memory cannot "
+                f"grow; start a new one with a larger budget"
+            )
+        if stored < len(memory):
+            memory.shrink(total_images=stored)
+        elif new_size < self.max_size:
+            self._memory = _bounded(memory, stored)
+        self.max_size = new_size
+
+    @property
+    def buffer(self) -> AvalancheDataset[Any]:
+        """The decoded images as a dataset on the CPU: float32, normalised, transformed already.
+
+        Items have the form of the last experience's: ``(image, label)``, or with the task label as
+        a third value. Nothing is decoded before it is asked for, so its length is cheap.
+        """
+        return self._current().dataset
+
+    @buffer.setter
+    def buffer(self, new_buffer: AvalancheDataset[Any]) -> None:
+        raise ArgumentError(
+            "`buffer` is a view of the memory and cannot be assigned; assign `memory`"
+        )
+
+    @property
+    def buffer_groups(self) -> dict[int, ClassGroup]:
+        """The buffer of each class."""
+        return self._current().groups
+
+    @property
+    def buffer_datasets(self) -> list[AvalancheDataset[Any]]:
+        """The buffer of each class, in order of arrival."""
+        return [group.buffer for group in self.buffer_groups.values()]
+
+    def _normalization(self) -> Normalization | None:
+        shape = self._memory.image_shape
+        if shape is None or self._memory.normalization is not None:
+            return self._memory.normalization
+        return Normalization.identity(shape[0])
+
+    def _with_returning(
+        self, gathered: ExperienceImages, classes: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        images, labels = [gathered.pixels], [gathered.labels]
+        for label in self._memory.classes:
+            if label not in classes:
+                continue
+            stored = dequantise(self._memory.of_class(label).to(gathered.pixels.device))
+            decoded = quantise(self._memory.formation.decode(stored))
+            images.append(decoded)
+            labels.append(gathered.labels.new_full((len(decoded),), label))
+        return torch.cat(images), torch.cat(labels)
+
+    def _add(self, exemplars: Exemplars, normalization: Normalization) -> None:
+        memory, before = self._memory, self._memory.normalization
+        if not len(memory):
+            memory.normalization = normalization
+        try:
+            memory.add(exemplars)
+        except ArgumentError:
+            memory.normalization = before
+            raise
+
+    def _current(self) -> _View:
+        exemplars = self._memory.exemplars
+        if self._view is None or self._view.exemplars is not exemplars:
+            self._view = self._make_view(exemplars)
+        return self._view
+
+    def _make_view(self, exemplars: Exemplars | None) -> _View:
+        if exemplars is None:
+            return _View(None, AvalancheDataset([]), {})
+        decoded = _DecodedImages(
+            exemplars.to("cpu"),
+            self._memory.formation,
+            self._memory.normalization,
+            tensor_labels=self._tensor_labels,
+        )
+        dataset = self._make_dataset(decoded)
+        groups, start = {}, 0
+        for label, count in exemplars.counts.items():
+            end = start + count * self._memory.formation.images_per_stored
+            groups[label] = ClassGroup(dataset.subset(list(range(start, end))))
+            start = end
+        return _View(exemplars, dataset, groups)
+
+    def _make_dataset(self, decoded: _DecodedImages) -> Any:
+        attributes: list[Any] = [DataAttribute(decoded.labels.tolist(), "targets")]
+        make: Any = ClassificationDataset
+        if self._carries_tasks:
+            tasks = self.task_labels(decoded.labels).tolist()
+            attributes.append(DataAttribute(tasks, "targets_task_labels", use_in_getitem=True))
+            make = TaskAwareSupervisedClassificationDataset
+        return make([decoded], data_attributes=attributes)
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    exemplars: Exemplars | None
+    dataset: AvalancheDataset[Any]
+    groups: dict[int, ClassGroup]
+
+
+class _DecodedImages(Dataset[tuple[Tensor, "int | Tensor"]]):
+    """Decodes one image at a time, so that nothing but the stored bytes is held."""
+
+    def __init__(
+        self,
+        exemplars: Exemplars,
+        formation: Formation,
+        normalization: Normalization | None,
+        *,
+        tensor_labels: bool,
+    ) -> None:
+        self.pixels = exemplars.pixels
+        self.labels = exemplars.labels.repeat_interleave(formation.images_per_stored)
+        self.formation = formation
+        self.normalization = normalization
+        self.tensor_labels = tensor_labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        image, crop = divmod(index, self.formation.images_per_stored)
+        # One stored image, because a factor that does not divide it pads all that it is given.
+        stored = self.pixels[image : image + 1]
+        decoded = self.formation.decode_at(stored, torch.tensor([crop]))
+        if self.normalization is not None:
+            decoded = self.normalization.apply(decoded)
+        label = self.labels[index]
+        return decoded[0], label.clone() if self.tensor_labels else int(label)
+
+
+_CONDENSING = 0
+REPLAYING = 1
+
+
+def stream(seed: int, purpose: int, *path: int, device: torch.device | str) -> Generator:
+    """A generator that follows from a seed and from what it is for."""
+    state = np.random.SeedSequence((seed, purpose, *path)).generate_state(2).tolist()
+    return Generator(device=device).manual_seed(state[0] | (state[1] & 0x7FFFFFFF) << 32)
+
+
+def _stored(name: str, decoded: int, each: int) -> int:
+    stored = whole(name, decoded) // each
+    if not stored:
+        raise ArgumentError(
+            f"`{name}` is {decoded}, but counts decoded images and one stored image is {each} of "
+            f"them; pass at least {each}"
+        )
+    return stored
+
+
+def _decoded_bound(budget: Budget, each: int) -> int:
+    parts = budget.budgets if isinstance(budget, Smallest) else (budget,)
+    totals = [part.images for part in parts if isinstance(part, TotalImages)]
+    return min(totals) * each if totals else sys.maxsize
+
+
+def _bounded(memory: ExemplarMemory, images: int) -> ExemplarMemory:
+    bounded = ExemplarMemory(
+        budget=Smallest((memory.budget, TotalImages(images))),
+        formation=memory.formation,
+        normalization=memory.normalization,
+        recipe=memory.recipe,
+    )
+    if memory.exemplars is not None:
+        bounded.add(memory.exemplars)
+    return bounded

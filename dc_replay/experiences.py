@@ -1,0 +1,335 @@
+"""The images of an experience, as an experience's own evaluation sees them."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor
+from torchvision import transforms as v1
+from torchvision.transforms import v2
+
+from dc_replay.errors import ArgumentError
+from dc_replay.pixels import Normalization, quantise
+from dc_replay.randomness import isolated
+
+_CHUNK = 256
+_HALF_STEP = 0.5 / 255
+# Resizing overshoots a little; a wrong normalization misses by far.
+_FEW = 0.05
+_FAR = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class ExperienceImages:
+    """The images of one experience, ready to be condensed.
+
+    Attributes:
+        pixels: uint8 ``[count, channels, height, width]``.
+        labels: int64 ``[count]``, on the same device.
+        normalization: The map from the pixels' ``[0, 1]`` to what the network sees.
+        tasks: The task label of each class; None where items carry no task label.
+        tensor_labels: Whether items carry their class label as a tensor.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    normalization: Normalization
+    tasks: dict[int, int] | None
+    tensor_labels: bool
+
+
+def gather(
+    experience: Any,
+    *,
+    device: torch.device | str,
+    generator: Generator,
+    normalization: Normalization | None = None,
+) -> ExperienceImages:
+    """Bring an experience's images to a device as uint8, without random training transforms.
+
+    Items come from ``experience.dataset.eval()``, one after the other in this process, so no loader
+    draws from a global generator; transforms that do, find their state restored. Where no
+    normalization is given, it is that of the last ``Normalize`` of the evaluation transforms if the
+    images then lie in ``[0, 1]``. Without one, images in ``[0, 1]`` stay as they are, uint8 images
+    use the range 0 to 255, and others the range of each channel, which takes a second pass.
+
+    Args:
+        experience: An experience whose ``dataset`` yields ``(image, label)`` or, with task labels,
+            ``(image, label, task label)``; images ``[channels, height, width]``.
+        device: Where to put the images.
+        generator: Seeds torch's global generators for transforms that use them.
+        normalization: The map to invert; None finds it as above.
+
+    Raises:
+        ArgumentError: If there are no images, items are of another form, images are NaN, infinite,
+            of several shapes or outside of what ``normalization`` can invert, labels are no
+            integers, or a class comes with several task labels.
+    """
+    dataset = _evaluation_view(experience)
+    device = torch.device(device)
+    with isolated(generator, device), torch.no_grad():
+        reader = _Reader(dataset, device)
+        if normalization is not None:
+            given = reader.read(normalization)
+            _check_given(given)
+            return given.images
+        channels = len(reader.first)
+        found = find_normalize(dataset, channels)
+        guess = reader.read(found or Normalization.identity(channels))
+        if guess.clipped == 0 or (found is not None and guess.mild):
+            if guess.clipped:
+                _warn(guess)
+            return guess.images
+        if reader.first.dtype == torch.uint8:
+            low, high = [0.0] * channels, [255.0] * channels
+        else:
+            low, high = guess.low.tolist(), guess.high.tolist()
+        return reader.read(Normalization.from_range(low, high)).images
+
+
+def find_normalize(dataset: Any, channels: int) -> Normalization | None:
+    """The last torchvision ``Normalize`` that a dataset applies to images when evaluating.
+
+    Looks into Avalanche's transform groups, ``Compose`` of both versions, and the datasets inside.
+
+    Returns:
+        None where there is none for this number of channels, or parts of the dataset differ.
+    """
+    found = set(_last_normalizes(dataset))
+    if len(found) != 1:
+        return None
+    parameters = found.pop()
+    if parameters is None:
+        return None
+    mean, std = (v * channels if len(v) == 1 else v for v in parameters)
+    return Normalization(mean, std) if len(mean) == len(std) == channels else None
+
+
+class _Dataset(Protocol):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    images: ExperienceImages
+    low: Tensor
+    high: Tensor
+    least: float
+    most: float
+    clipped: float
+
+    @property
+    def mild(self) -> bool:
+        return self.clipped <= _FEW and self.least >= -_FAR and self.most <= 1 + _FAR
+
+
+class _Reader:
+    def __init__(self, dataset: _Dataset, device: torch.device) -> None:
+        self.dataset = dataset
+        self.device = device
+        self._zeroth: Any = dataset[0]
+        self.first = self._image(0, self._item(0)[0])
+
+    def read(self, normalization: Normalization) -> _Reading:
+        pixels: list[Tensor] = []
+        labels: list[int] = []
+        tasks: dict[int, int] = {}
+        lows, highs, bounds, clipped, values = [], [], [], 0, 0
+        tensor_labels = False
+        for start in range(0, len(self.dataset), _CHUNK):
+            chunk = []
+            for index in range(start, min(start + _CHUNK, len(self.dataset))):
+                item = self._item(index)
+                chunk.append(self._image(index, item[0]))
+                label = _whole("label", index, item[1])
+                tensor_labels = isinstance(item[1], Tensor)
+                labels.append(label)
+                if len(item) == 3:
+                    _note_task(tasks, label, _whole("task label", index, item[2]))
+            images = torch.stack(chunk).to(self.device, torch.float32)
+            finite = images.isfinite().flatten(1).all(dim=1)
+            if not finite.all():
+                raise ArgumentError(
+                    f"`experience` holds NaN or infinite pixels in image "
+                    f"{start + int(finite.logical_not().nonzero()[0, 0])}; remove the image, or "
+                    f"mend the evaluation transforms"
+                )
+            lows.append(images.amin(dim=(0, 2, 3)))
+            highs.append(images.amax(dim=(0, 2, 3)))
+            images = normalization.invert(images)
+            outside = (images < -_HALF_STEP) | (images > 1 + _HALF_STEP)
+            clipped, values = clipped + int(outside.sum()), values + images.numel()
+            bounds += [images.amin(), images.amax()]
+            pixels.append(quantise(images))
+        gathered = ExperienceImages(
+            torch.cat(pixels),
+            torch.tensor(labels, device=self.device),
+            normalization,
+            tasks if len(self._item(0)) == 3 else None,
+            tensor_labels,
+        )
+        extremes = torch.stack(bounds)
+        return _Reading(
+            gathered,
+            low=torch.stack(lows).amin(dim=0),
+            high=torch.stack(highs).amax(dim=0),
+            least=float(extremes.min()),
+            most=float(extremes.max()),
+            clipped=clipped / values,
+        )
+
+    def _item(self, index: int) -> Sequence[Any]:
+        # Held because the number of channels must be known before the pass begins.
+        item = self.dataset[index] if index else self._zeroth
+        expected = 3 if hasattr(self.dataset, "targets_task_labels") else 2
+        if not isinstance(item, (tuple, list)) or len(item) not in (2, expected):
+            raise ArgumentError(
+                f"`experience` yields {_describe(item)} as item {index}, but replay needs (image, "
+                f"label), or (image, label, task label) where the dataset has targets_task_labels; "
+                f"use a classification benchmark without further values"
+            )
+        return item
+
+    def _image(self, index: int, image: Any) -> Tensor:
+        if not isinstance(image, Tensor):
+            raise ArgumentError(
+                f"`experience` yields a {type(image).__name__} as image {index}, but replay needs "
+                f"a tensor [channels, height, width]; end the evaluation transforms with ToTensor()"
+            )
+        usable = image.is_floating_point() or image.dtype == torch.uint8
+        if image.ndim != 3 or not image.numel() or not usable:
+            raise ArgumentError(
+                f"`experience` yields a {image.dtype} tensor of shape {list(image.shape)} as image "
+                f"{index}, but an image is floating point or uint8 of shape [channels, height, "
+                f"width]; only images can be condensed"
+            )
+        first = getattr(self, "first", image)
+        if image.shape != first.shape or image.dtype != first.dtype:
+            raise ArgumentError(
+                f"`experience` holds images of different shapes or types: image 0 is {first.dtype} "
+                f"{list(first.shape)}, image {index} is {image.dtype} {list(image.shape)}; resize "
+                f"them in the evaluation transforms"
+            )
+        return image
+
+
+def _evaluation_view(experience: Any) -> _Dataset:
+    dataset = getattr(experience, "dataset", None)
+    if dataset is None or not callable(getattr(dataset, "eval", None)):
+        raise ArgumentError(
+            f"`experience` is a {type(experience).__name__} without an Avalanche dataset; pass an "
+            f"experience of a benchmark's train stream"
+        )
+    if not len(dataset):
+        raise ArgumentError(
+            "`experience` holds no images; leave empty experiences out of the stream"
+        )
+    view: _Dataset = dataset.eval()
+    return view
+
+
+def _note_task(tasks: dict[int, int], label: int, task: int) -> None:
+    if tasks.setdefault(label, task) != task:
+        raise ArgumentError(several_tasks(label, tasks[label], task))
+
+
+def several_tasks(label: int, known: int, other: int) -> str:
+    """Say that a class has two task labels."""
+    return (
+        f"`experience` holds class {label} with task label {other}, but it has come with task "
+        f"label {known} before, and a memory tells classes apart by their label alone; give every "
+        f"class a label of its own and one task label (in Avalanche's generators, "
+        f"class_ids_from_zero_in_each_exp=False)"
+    )
+
+
+def _whole(what: str, index: int, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError):
+        raise ArgumentError(
+            f"`experience` yields {_describe(value)} as the {what} of item {index}, but it must be "
+            f"a single integer; convert it in the target transform"
+        ) from None
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {list(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"{len(value)} values"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _check_given(reading: _Reading) -> None:
+    if not reading.clipped:
+        return
+    if not reading.mild:
+        normalization = reading.images.normalization
+        raise ArgumentError(
+            f"`normalization` has mean {normalization.mean} and std {normalization.std}, but "
+            f"inverting it leaves the images between {reading.least:.4g} and {reading.most:.4g} "
+            f"instead of within [0, 1]; pass the mean and std of the Normalize in the evaluation "
+            f"transforms, or Normalization.from_range(low, high) with the range of all data to come"
+        )
+    _warn(reading)
+
+
+def _warn(reading: _Reading) -> None:
+    warnings.warn(
+        f"{reading.clipped:.2%} of the experience's pixel values lie outside of the range that "
+        f"the memory stores, {reading.least:.4g} to {reading.most:.4g} instead of 0 to 1, and were "
+        f"clipped; a normalization made by Normalization.from_range with a wider range keeps them",
+        stacklevel=2,
+    )
+
+
+_Parameters = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _last_normalizes(dataset: Any) -> Iterator[_Parameters | None]:
+    """For each way that an item may take through nested datasets, its last ``Normalize``."""
+    dataset = getattr(dataset, "_flat_data", dataset)
+    applied: list[_Parameters] = []
+    # In the order in which Avalanche applies them; its transform groups have no public accessor.
+    for groups in ("_frozen_transform_groups", "_transform_groups"):
+        if hasattr(dataset, groups):
+            applied += _normalizes(getattr(dataset, groups)["eval"])
+    if not hasattr(dataset, "_transform_groups"):
+        applied += _normalizes(getattr(dataset, "transform", None))
+    if applied:
+        yield applied[-1]
+        return
+    inner: list[Any] = list(getattr(dataset, "_datasets", ()) or getattr(dataset, "datasets", ()))
+    if not inner and hasattr(dataset, "dataset"):
+        inner = [dataset.dataset]
+    if not inner:
+        yield None
+    for part in inner:
+        yield from _last_normalizes(part)
+
+
+def _normalizes(transform: Any) -> Iterator[_Parameters]:
+    if isinstance(transform, (v1.Normalize, v2.Normalize)):
+        yield _floats(transform.mean), _floats(transform.std)
+    elif hasattr(transform, "flat_transforms"):
+        # Avalanche's (image transform, label transform) groups: position 0 is the image's.
+        for part in transform.flat_transforms(0):
+            yield from _normalizes(part)
+    elif isinstance(transform, (v1.Compose, v2.Compose)):
+        for part in transform.transforms:
+            yield from _normalizes(part)
+    elif isinstance(transform, torch.nn.Sequential):
+        for part in transform:
+            yield from _normalizes(part)
+
+
+def _floats(values: Iterable[float] | float) -> tuple[float, ...]:
+    return tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist())

@@ -1,0 +1,164 @@
+"""Training on a condensed memory alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.distributed import DistributedHelper
+from torch import Generator, Tensor
+
+from dc_replay.budgets import Budget, whole
+from dc_replay.buffer import REPLAYING, CondensedBuffer, ImageAugment, stream
+from dc_replay.condense import Condenser
+from dc_replay.memory import ExemplarMemory
+from dc_replay.pixels import Normalization
+
+
+class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
+    """Condenses every experience before training on it, and then trains on the memory alone.
+
+    An epoch goes through the decoded images of all classes so far in random order. This is the
+    protocol of IDC's continual-learning experiment; see
+    :class:`~dc_replay.plugin.DistillationPlugin` for its second loss.
+
+    Args:
+        condenser: What condenses an experience, for example ``dream_plus()``.
+        budget: How many stored images each class may have.
+        batch_size: None takes the strategy's ``train_mb_size``.
+        presentations_per_stored: Images shown in an epoch for each stored image, by as many passes
+            as that takes; None is ``factor**2``, which shows every decoded image once. Give
+            memories of different factors the same number to train on them equally long.
+        augment: Applied to each batch, with a generator of this plugin.
+        normalization: What the network's input is normalised with; None finds it.
+        seed: At least 0. Condensing and the order of images follow from it.
+        progress: Whether to show progress bars.
+
+    Attributes:
+        buffer: The storage policy, with the history and seconds of condensing.
+
+    Raises:
+        ArgumentError: If an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        condenser: Condenser,
+        budget: Budget,
+        batch_size: int | None = None,
+        presentations_per_stored: int | None = None,
+        augment: ImageAugment | None = None,
+        normalization: Normalization | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.batch_size = None if batch_size is None else whole("batch_size", batch_size)
+        if presentations_per_stored is not None:
+            presentations_per_stored = whole("presentations_per_stored", presentations_per_stored)
+        self.presentations_per_stored = presentations_per_stored
+        self.augment = augment
+        self.buffer = CondensedBuffer(
+            condenser=condenser,
+            budget=budget,
+            normalization=normalization,
+            seed=seed,
+            progress=progress,
+        )
+
+    @property
+    def memory(self) -> ExemplarMemory:
+        """The exemplars. Assign one that was loaded to go on from it, under its own budget."""
+        return self.buffer.memory
+
+    @memory.setter
+    def memory(self, memory: ExemplarMemory) -> None:
+        self.buffer.memory = memory
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Condense the experience, and put the memory in the place of the experience's loader.
+
+        By now the strategy has made that loader, and adapted the model to the new classes.
+        """
+        self.buffer.remember(strategy.experience, device=strategy.device)
+        strategy.dataloader = MemoryLoader(
+            self.buffer,
+            batch_size=self.batch_size or strategy.train_mb_size,
+            presentations_per_stored=self.presentations_per_stored,
+            augment=self.augment,
+            generator=stream(
+                self.buffer.seed,
+                REPLAYING,
+                len(self.buffer.seconds),
+                DistributedHelper.rank,
+                device=strategy.device,
+            ),
+        )
+
+
+class MemoryLoader:
+    """Shuffled passes over a memory's decoded images, batch by batch, on the memory's device.
+
+    Each iteration over it is an epoch in an order of its own. Batches are lists of images, labels
+    and, where the experience's items carry them, task labels.
+
+    Args:
+        buffer: The buffer over the memory.
+        batch_size: The last batch of an epoch may be smaller.
+        presentations_per_stored: Images shown in an epoch for each stored image; None is every
+            decoded image once.
+        augment: Applied to each batch of images.
+        generator: Source of all randomness.
+    """
+
+    def __init__(
+        self,
+        buffer: CondensedBuffer,
+        *,
+        batch_size: int,
+        presentations_per_stored: int | None,
+        augment: ImageAugment | None,
+        generator: Generator,
+    ) -> None:
+        self.buffer = buffer
+        self.batch_size = batch_size
+        self.presentations_per_stored = presentations_per_stored
+        self.augment = augment
+        self.generator = generator
+
+    @property
+    def images(self) -> int:
+        """Images in an epoch."""
+        memory = self.buffer.memory
+        return len(memory) * (self.presentations_per_stored or memory.formation.images_per_stored)
+
+    def __len__(self) -> int:
+        return -(-self.images // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        memory, exemplars = self.buffer.memory, self.buffer.memory.exemplars
+        if exemplars is None:
+            return
+        order = self._order(memory.decoded_len).to(exemplars.pixels.device)
+        for index in order.split(self.batch_size):
+            images = memory.formation.decode_at(exemplars.pixels, index)
+            if memory.normalization is not None:
+                images = memory.normalization.apply(images)
+            if self.augment is not None:
+                images = self.augment(images, self.generator)
+            labels = exemplars.labels[index // memory.formation.images_per_stored]
+            batch = [images, labels]
+            if self.buffer.carries_tasks:
+                batch.append(self.buffer.task_labels(labels))
+            yield batch
+
+    def _order(self, decoded: int) -> Tensor:
+        passes = -(-self.images // decoded)
+        device = self.generator.device
+        orders = [
+            torch.randperm(decoded, generator=self.generator, device=device) for _ in range(passes)
+        ]
+        return torch.cat(orders)[: self.images]

@@ -1,0 +1,218 @@
+"""Replay of a condensed memory without a data loader, and distillation from earlier models."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.distributed import DistributedHelper
+from avalanche.models import MultiTaskModule
+from torch import Generator, Tensor, nn
+
+from dc_replay.budgets import Budget, whole
+from dc_replay.buffer import REPLAYING, CondensedBuffer, ImageAugment, stream
+from dc_replay.condense import Condenser
+from dc_replay.distillation import check_temperature, distillation_loss
+from dc_replay.errors import ArgumentError
+from dc_replay.memory import ExemplarMemory
+from dc_replay.memory_only import MemoryOnlyPlugin
+from dc_replay.pixels import Normalization
+
+__all__ = ["CondensedReplayPlugin", "DistillationPlugin", "MemoryOnlyPlugin"]
+
+
+class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
+    """Condenses every experience after training on it, and replays all earlier ones.
+
+    The memory stays on the strategy's device. Before each iteration exemplars are drawn from it,
+    each decoded image equally likely, and appended to the mini-batch, so training metrics include
+    them. Condensing leaves the model, its mode, the optimizer and all global random states alone.
+
+    Avalanche's checkpoints replace a strategy's objects when they are loaded: afterwards, find the
+    plugin in ``strategy.plugins``.
+
+    Args:
+        condenser: What condenses an experience, for example ``dream_plus()``.
+        budget: How many stored images each class may have.
+        batch_size_mem: Exemplars in a mini-batch; None takes the strategy's ``train_mb_size``.
+        normalization: What the network's input is normalised with; None finds it.
+        augment: Applied to exemplars only, with a generator of this plugin.
+        seed: At least 0. Condensing and replay follow from it.
+        progress: Whether to show progress bars.
+
+    Attributes:
+        buffer: The storage policy, with the history and seconds of condensing.
+
+    Raises:
+        ArgumentError: If an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        condenser: Condenser,
+        budget: Budget,
+        batch_size_mem: int | None = None,
+        normalization: Normalization | None = None,
+        augment: ImageAugment | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        if batch_size_mem is not None:
+            batch_size_mem = whole("batch_size_mem", batch_size_mem)
+        self.buffer = CondensedBuffer(
+            condenser=condenser,
+            budget=budget,
+            normalization=normalization,
+            seed=seed,
+            progress=progress,
+        )
+        self.batch_size_mem = batch_size_mem
+        self.augment = augment
+        self._generator: Generator | None = None
+
+    @property
+    def memory(self) -> ExemplarMemory:
+        """The exemplars. Assign one that was loaded to go on from it, under its own budget."""
+        return self.buffer.memory
+
+    @memory.setter
+    def memory(self, memory: ExemplarMemory) -> None:
+        self.buffer.memory = memory
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Start the draws of this experience; each process of a distributed run has its own."""
+        self._generator = stream(
+            self.buffer.seed,
+            REPLAYING,
+            len(self.buffer.seconds),
+            DistributedHelper.rank,
+            device=strategy.device,
+        )
+
+    def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Append exemplars to the mini-batch, which is on the device by now.
+
+        Raises:
+            ArgumentError: If the mini-batch holds images of another shape, or values that an
+                exemplar does not have.
+        """
+        if not len(self.memory) or self._generator is None:
+            return
+        batch = strategy.mbatch
+        _check_batch(batch, self.memory)
+        count = self.batch_size_mem or strategy.train_mb_size
+        images, labels = self.memory.sample(count, generator=self._generator)
+        device = batch[0].device
+        images, labels = images.to(device), labels.to(device)
+        if self.augment is not None:
+            images = self.augment(images, self._generator)
+        if batch[0].is_floating_point():
+            images = images.to(batch[0].dtype)
+        batch[0] = torch.cat([batch[0], images])
+        batch[1] = torch.cat([batch[1], labels.to(batch[1].dtype)])
+        if len(batch) == 3:
+            tasks = self.buffer.task_labels(labels).to(batch[2].dtype)
+            batch[2] = torch.cat([batch[2], tasks])
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Condense the experience into the memory."""
+        # No generator is in flight when a checkpoint is written.
+        self._generator = None
+        self.buffer.remember(strategy.experience, device=strategy.device)
+
+
+class DistillationPlugin(SupervisedPlugin[Any], supports_distributed=True):
+    """Holds the logits of earlier classes near those of the model after the experience before.
+
+    Adds ``weight`` times :func:`~dc_replay.distillation.distillation_loss` to the loss of every
+    mini-batch, whatever other plugins have put into it. The earlier model is a copy in evaluation
+    mode; its classes are those of all experiences up to then. For a classifier with one column per
+    class label, which may grow in between, such as ``IncrementalClassifier``.
+
+    Args:
+        weight: At least 0.
+        temperature: Above 0.
+
+    Raises:
+        ArgumentError: If an argument is out of range.
+    """
+
+    def __init__(self, *, weight: float = 1.0, temperature: float = 2.0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        if not weight >= 0:
+            raise ArgumentError(f"`weight` is {weight}, but must be at least 0")
+        check_temperature(temperature)
+        self.weight = weight
+        self.temperature = temperature
+        self.columns: tuple[int, ...] = ()
+        self.teacher: nn.Module | None = None
+
+    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Refuse models whose columns do not stand for class labels.
+
+        Raises:
+            ArgumentError: If the model has a head for each task.
+        """
+        if isinstance(strategy.model, MultiTaskModule):
+            raise ArgumentError(
+                "`model` is a MultiTaskModule, which has a head for each task, but distillation "
+                "here needs one column per class; use Avalanche's LwFPlugin"
+            )
+
+    def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Add the loss."""
+        if self.teacher is None:
+            return
+        with torch.no_grad():
+            old = self.teacher(strategy.mb_x)
+        loss = distillation_loss(
+            strategy.mb_output, old, temperature=self.temperature, columns=self.columns
+        )
+        strategy.loss = strategy.loss + self.weight * loss
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep a frozen copy of the model, and note the classes that it has learned."""
+        self.columns = tuple(sorted({*self.columns, *classes_of(strategy.experience)}))
+        self.teacher = copy.deepcopy(strategy.model).eval().requires_grad_(False)
+
+
+def classes_of(experience: Any) -> set[int]:
+    """The class labels of an experience, which not every benchmark lists.
+
+    Raises:
+        ArgumentError: If neither the experience nor its dataset says.
+    """
+    listed = getattr(experience, "classes_in_this_experience", None)
+    if listed is None:
+        targets = getattr(getattr(experience, "dataset", None), "targets", None)
+        if targets is None:
+            raise ArgumentError(
+                "`experience` has neither classes_in_this_experience nor a dataset with targets; "
+                "wrap its data by as_classification_dataset from avalanche.benchmarks.utils"
+            )
+        listed = targets.uniques if hasattr(targets, "uniques") else targets
+    return {int(label) for label in listed}
+
+
+def _check_batch(batch: list[Tensor], memory: ExemplarMemory) -> None:
+    if len(batch) not in (2, 3):
+        raise ArgumentError(
+            f"`mbatch` holds {len(batch)} values, but an exemplar has an image, a label and "
+            f"perhaps a task label; replay cannot make up the others"
+        )
+    shape = tuple(batch[0].shape[1:])
+    if shape != memory.image_shape:
+        raise ArgumentError(
+            f"`mbatch` holds images of shape {shape}, but exemplars are {memory.image_shape}, the "
+            f"shape that the evaluation transforms give; make training and evaluation transforms "
+            f"agree on it"
+        )
+    if batch[1].ndim != 1:
+        raise ArgumentError(
+            f"`mbatch` holds labels of shape {list(batch[1].shape)}, but exemplars have one class "
+            f"label each; a plugin that mixes labels must come after this one"
+        )
