@@ -1,0 +1,165 @@
+"""How much work a run does: seconds for tests, minutes on a CPU, or the published settings."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dc_replay import Condenser, OnReal, PixelStep, recipe
+from dc_replay.errors import ArgumentError
+from dc_replay.networks import ConvNet, DenseNet121, FeatureNetwork, NetworkFactory, ResNet10
+from dc_replay.sampling import Representative, Uniform
+from dc_replay.selection import Forgetting, Herding, KCenter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Settings of a run that trade accuracy for time.
+
+    Attributes:
+        width: Channels of the ConvNets, the one that condenses and the one that is trained.
+        outer: Matching networks of the recipes that optimise; None is the published number.
+        inner: Pixel steps with each; None is the published number.
+        pixel_lr: Learning rate of the pixels at 10 images per class, for the recipes after IDC.
+        real_batch: Real images of a class that a step matches; None is the published number.
+        network_images: Real images that the matching network learns from after each pixel step.
+        selection_epochs: Epochs before herding, k-center and the like look at features.
+        epochs: Epochs of training in an experience.
+        lr: Learning rate of that training.
+        batch: Images in a mini-batch; GDumb's is 256 where that is published.
+    """
+
+    width: int
+    outer: int | None
+    inner: int | None
+    pixel_lr: float
+    real_batch: int | None
+    network_images: int
+    selection_epochs: int
+    epochs: int
+    lr: float
+    batch: int
+
+
+PRESETS: dict[str, Preset] = {
+    "smoke": Preset(
+        width=8,
+        outer=1,
+        inner=2,
+        pixel_lr=5e-3,
+        real_batch=8,
+        network_images=64,
+        selection_epochs=2,
+        epochs=2,
+        lr=0.01,
+        batch=64,
+    ),
+    "fast": Preset(
+        width=64,
+        outer=4,
+        inner=20,
+        pixel_lr=2e-2,
+        real_batch=64,
+        network_images=1000,
+        selection_epochs=5,
+        epochs=50,
+        lr=0.02,
+        batch=64,
+    ),
+    "paper": Preset(
+        width=128,
+        outer=None,
+        inner=None,
+        pixel_lr=5e-3,
+        real_batch=None,
+        network_images=2000,
+        selection_epochs=50,
+        epochs=1000,
+        lr=0.01,
+        batch=64,
+    ),
+}
+
+_PUBLISHED_OUTER = {"idc": 2000, "idc_i": 2000, "dream": 1200, "dream_plus": 1200}
+_PACKED = ("representative", "idc", "dream", "dream_plus")
+_LIKE_IDC = ("idc", "idc_i", "dream", "dream_plus")
+
+
+def preset(name: str) -> Preset:
+    """Find a preset by name.
+
+    Raises:
+        ArgumentError: If there is none of that name.
+    """
+    if name not in PRESETS:
+        raise ArgumentError(f"`preset` is {name!r}, but the known ones are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def condenser(
+    name: str, settings: Preset, *, factor: int, ipc: int, network: NetworkFactory
+) -> Condenser:
+    """Build a recipe the way a preset has it.
+
+    Args:
+        name: The recipe. Those that pack images take ``factor``; the others store them as they are.
+        settings: The preset.
+        factor: Crops along each side of a stored image.
+        ipc: Stored images per class, which some published settings depend on.
+        network: The matching network.
+    """
+    build = recipe(name)
+    arguments: dict[str, Any] = {"network": network}
+    if name in _PACKED:
+        arguments["factor"] = factor
+    if name in ("dc", "dsa"):
+        arguments["ipc"] = ipc
+    outer = settings.outer or _PUBLISHED_OUTER.get(name)
+    built = build(**arguments)
+    built = replace(built, precision="auto")
+    if built.objective is not None:
+        built = replace(built, outer=outer or built.outer, inner=settings.inner or built.inner)
+        if settings.real_batch is not None:
+            built = replace(built, sampler=_resized(built.sampler, settings.real_batch))
+    if name in _LIKE_IDC:
+        built = replace(
+            built,
+            pixels=PixelStep(lr=settings.pixel_lr),
+            update=OnReal(settings.network_images),
+        )
+    if isinstance(built.selection, Herding | KCenter | Forgetting):
+        selection = replace(built.selection, epochs=settings.selection_epochs)
+        built = replace(built, selection=selection)
+    return built
+
+
+def _resized(sampler: Any, batch: int) -> Uniform | Representative:
+    if isinstance(sampler, Uniform | Representative):
+        return replace(sampler, batch=min(sampler.batch, batch))
+    raise ArgumentError(f"`sampler` is {sampler!r}, which has no batch size to set")
+
+
+def network_factory(
+    name: str, *, channels: int, size: tuple[int, int], width: int
+) -> Callable[[int], FeatureNetwork]:
+    """Find a network to train by name, for images of a size.
+
+    Raises:
+        ArgumentError: If there is none of that name.
+    """
+    if name.startswith("convnet") and name[7:].isdigit():
+        return functools.partial(
+            ConvNet, channels=channels, size=size, width=width, depth=int(name[7:])
+        )
+    known: dict[str, Callable[[int], FeatureNetwork]] = {
+        "resnet10": functools.partial(ResNet10, channels=channels),
+        "densenet121": functools.partial(DenseNet121, channels=channels),
+    }
+    if name not in known:
+        raise ArgumentError(
+            f"`network` is {name!r}, but the known ones are convnetD for a depth D, such as "
+            f"convnet3, and {', '.join(known)}"
+        )
+    return known[name]

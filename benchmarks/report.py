@@ -1,0 +1,219 @@
+"""Turn result rows into a report and a terminal table.
+
+``python -m benchmarks.report DIR`` makes ``accuracy.png`` and ``report.md`` again from
+``DIR/results.jsonl``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks.pictures import accuracy_plot, exemplar_sheet
+from benchmarks.results import ResultStore
+from benchmarks.summary import Comparison, compare, deviation
+from dc_replay.errors import ArgumentError
+
+__all__ = [
+    "accuracy_plot",
+    "exemplar_sheet",
+    "markdown_report",
+    "terminal_table",
+    "write_report",
+]
+
+
+def markdown_report(
+    rows: Iterable[Mapping[str, Any]],
+    command: str,
+    *,
+    settings: Mapping[str, Any],
+    plot: str = "accuracy.png",
+    exemplars: str | None = None,
+) -> str:
+    """Write the report of a run: the plot, the table, the command, the environment.
+
+    Args:
+        rows: The result rows.
+        command: The exact command line, or several on lines of their own.
+        settings: The settings shared by all rows.
+        plot: Path of the plot as the report's reader finds it.
+        exemplars: Path of the exemplar sheet, likewise.
+
+    Raises:
+        ArgumentError: If there are no rows.
+    """
+    rows = list(rows)
+    comparisons = compare(rows)
+    parts = [f"# {', '.join(dict.fromkeys(c.data for c in comparisons))}: accuracy by method"]
+    parts.append(f"![Test accuracy over the classes seen]({plot})")
+    for comparison in comparisons:
+        parts.append(
+            f"## {comparison.protocol}, {comparison.network} on {comparison.data}\n\n"
+            f"{_explanation(comparison)}"
+        )
+        header, lines = _table(comparison)
+        parts.append(_markdown_table(header, lines))
+    if exemplars is not None:
+        parts.append(f"## Exemplars\n\n![Exemplars by method]({exemplars})")
+    parts.append(f"## Command\n\n```sh\n{command.strip()}\n```")
+    if settings:
+        cells = [(f"`{name}`", f"`{value}`") for name, value in settings.items()]
+        parts.append("## Settings\n\n" + _markdown_table(("setting", "value"), cells))
+    parts.append("## Environment\n\n" + _environment(rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def terminal_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Lay out the report's tables for a terminal.
+
+    Raises:
+        ArgumentError: If there are no rows.
+    """
+    blocks = []
+    for comparison in compare(rows):
+        header, lines = _table(comparison)
+        widths = [max(len(cell) for cell in column) for column in zip(header, *lines, strict=True)]
+        table = [
+            "  ".join(
+                cell.ljust(width) if place == 0 else cell.rjust(width)
+                for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in (header, *lines)
+        ]
+        table.insert(1, "  ".join("─" * width for width in widths))
+        blocks.append("\n".join((comparison.title, comparison.subtitle, "", *table)))
+    return "\n\n".join(blocks)
+
+
+def _table(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    last = comparison.classes_seen[-1]
+    header = (
+        "method",
+        "stored bytes",
+        "images/class",
+        *(f"{seen} classes" if seen == last else str(seen) for seen in comparison.classes_seen),
+        "average",
+        "forgetting",
+        "condense s",
+        "train s",
+    )
+    lines = [
+        (
+            summary.method,
+            f"{summary.stored_bytes:,}",
+            f"{summary.images_per_class:g}",
+            *(_percent(summary.accuracy[seen]) for seen in comparison.classes_seen),
+            _percent(summary.average),
+            _percent(summary.forgetting),
+            _seconds(summary.condense_seconds),
+            _seconds(summary.train_seconds),
+        )
+        for summary in comparison.methods
+    ]
+    return header, lines
+
+
+def _explanation(comparison: Comparison) -> str:
+    seeds = ", ".join(str(seed) for seed in comparison.seeds)
+    count = len(comparison.seeds)
+    sentences = [
+        f"After the last step every method stores {comparison.sizes[0]:,} bytes of pixels."
+        if len(comparison.sizes) == 1
+        else "**Stored bytes differ between methods: this is no comparison at equal memory.**",
+        "Test accuracy in percent over the classes seen so far, and its average over the steps;",
+        "forgetting in percentage points after the last step; seconds in total over the steps.",
+        f"One seed ({seeds})."
+        if count == 1
+        else f"Mean ± standard deviation over {count} seeds ({seeds}).",
+    ]
+    if not comparison.complete:
+        sentences.append(
+            "**Unfinished:** not every method has every step of every seed; "
+            "means are over those there are."
+        )
+    return " ".join(sentences)
+
+
+def _environment(rows: Sequence[Mapping[str, Any]]) -> str:
+    def seen(values: Iterable[Any]) -> str:
+        return ", ".join(dict.fromkeys(str(value) for value in values)) or "unknown"
+
+    cells = [
+        ("device", seen(row["device"] for row in rows)),
+        ("commit", seen(row["commit"] for row in rows)),
+        ("preset", seen(row["preset"] for row in rows)),
+    ]
+    packages = dict.fromkeys(name for row in rows for name in row["versions"])
+    cells += [
+        (name, seen(row["versions"].get(name, "unknown") for row in rows)) for name in packages
+    ]
+    return _markdown_table(("", ""), cells)
+
+
+def _markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = ("---", *("---:" for _ in header[1:])) if len(header) > 2 else ("---", "---")
+    return "\n".join((line(header), line(rule), *(line(cells) for cells in lines)))
+
+
+def _percent(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    mean = f"{statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {deviation(values):.1f}"
+
+
+def _seconds(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    mean = statistics.fmean(values)
+    return f"{mean:.1f}" if mean < 100 else f"{mean:,.0f}"
+
+
+def write_report(out_dir: str | Path) -> str:
+    """Make ``accuracy.png`` and ``report.md`` in a results folder, and return the terminal table.
+
+    Raises:
+        ArgumentError: If the folder has no results, or they are damaged.
+    """
+    store = ResultStore(out_dir)
+    rows = store.rows()
+    if not rows:
+        raise ArgumentError(
+            f"{str(store.path)!r} holds no results; "
+            "name the folder that a benchmark was told to write to"
+        )
+    accuracy_plot(rows, store.out_dir / "accuracy.png")
+    sheet = "exemplars.png" if (store.out_dir / "exemplars.png").exists() else None
+    report = markdown_report(
+        rows,
+        "\n".join(store.commands()) or "unknown",
+        settings=store.settings(),
+        exemplars=sheet,
+    )
+    (store.out_dir / "report.md").write_text(report, encoding="utf-8")
+    return terminal_table(rows)
+
+
+def main(out_dir: tyro.conf.Positional[Path], /) -> None:
+    """Make accuracy.png and report.md again from a results folder.
+
+    Args:
+        out_dir: The folder that a benchmark wrote to.
+    """
+    try:
+        print(write_report(out_dir))
+    except ArgumentError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

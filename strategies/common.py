@@ -1,0 +1,198 @@
+"""What all strategies of the benchmark share, so that they differ in their memory alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.models import IncrementalClassifier
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.supervised import Naive
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from dc_replay.augment import Augmentation, cutmix
+from dc_replay.budgets import Budget
+from dc_replay.buffer import CondensedBuffer
+from dc_replay.condense import Condenser
+from dc_replay.networks import FeatureNetwork
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a strategy is built from; the same for all methods of a comparison.
+
+    Attributes:
+        model: The network to train, freshly initialised.
+        classes_per_step: New classes of an experience; labels come in order of arrival.
+        classes: Classes of the whole stream.
+        ipc: Stored images per class.
+        image_bytes: Bytes of a stored image.
+        budget: The same, as a budget.
+        condenser: What fills the memory; None for strategies without one of ours.
+        epochs: Epochs in an experience.
+        presentations_per_stored: Images shown in an epoch for each stored image, where the memory
+            alone is trained on: the same for every method, however many images a stored one holds.
+        batch: Images in a mini-batch; where new data are trained on, as many exemplars join them.
+        lr: Learning rate of SGD.
+        milestones: Shares of the epochs after which the rate falls.
+        decay: By what factor it falls.
+        augment: Augmentation of all images that are trained on.
+        cutmix: Chance that a mini-batch is mixed.
+        device: Where to run.
+        seed: Source of all randomness.
+        evaluator: Avalanche's.
+        progress: Whether to show progress bars.
+    """
+
+    model: FeatureNetwork
+    classes_per_step: int
+    classes: int
+    ipc: int
+    image_bytes: int
+    budget: Budget
+    condenser: Condenser | None
+    epochs: int
+    presentations_per_stored: int
+    batch: int
+    lr: float
+    milestones: tuple[float, ...]
+    decay: float
+    augment: Augmentation
+    cutmix: float
+    device: torch.device
+    seed: int
+    evaluator: EvaluationPlugin
+    progress: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A strategy and what it stores.
+
+    Attributes:
+        strategy: Trains and evaluates.
+        stored_images: How many images it stores at the moment.
+        buffer: Its condensed memory, if it has one.
+        resume: Sets it up as after some steps, given how many; None if it cannot be.
+    """
+
+    strategy: Naive
+    stored_images: Callable[[], int]
+    buffer: CondensedBuffer | None = None
+    resume: Callable[[int], None] | None = None
+
+
+def growing_head(setup: Setup) -> nn.Module:
+    """The model, with a classifier that gets outputs for the classes of each experience."""
+    head = setup.model.head
+    if isinstance(head, nn.Linear):
+        setup.model.head = IncrementalClassifier(
+            head.in_features, initial_out_features=setup.classes_per_step, masking=False
+        )
+    return setup.model
+
+
+def naive(setup: Setup, plugins: Sequence[SupervisedPlugin[Any]] = ()) -> Naive:
+    """Plain training on what the plugins make of each experience."""
+    model = growing_head(setup)
+    augment = AugmentBatch(setup.augment, setup.cutmix, setup.seed)
+    schedule = Schedule(setup.lr, setup.milestones, setup.decay, setup.progress)
+    optimizer = torch.optim.SGD(model.parameters(), lr=setup.lr, momentum=0.9, weight_decay=5e-4)
+    return Naive(
+        model=model,
+        optimizer=optimizer,
+        criterion=augment.criterion,
+        train_mb_size=setup.batch,
+        train_epochs=setup.epochs,
+        eval_mb_size=500,
+        device=setup.device,
+        plugins=[*plugins, augment, schedule],
+        evaluator=setup.evaluator,
+    )
+
+
+class AugmentBatch(SupervisedPlugin[Any]):
+    """Augments whole mini-batches, exemplars and new images alike, and mixes them by CutMix.
+
+    Its ``criterion`` is the cross entropy of the mixed labels. It comes after the plugins that
+    put images into the mini-batch.
+    """
+
+    def __init__(self, augment: Augmentation, probability: float, seed: int) -> None:
+        super().__init__()
+        self.augment = augment
+        self.probability = probability
+        self.seed = seed
+        self._generator = Generator()
+        self._mixed: tuple[Tensor, Tensor] | None = None
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Start the draws of this experience."""
+        step = strategy.experience.current_experience
+        self._generator = Generator().manual_seed(1_000 * self.seed + step)
+
+    def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Augment and mix."""
+        images = self.augment(strategy.mbatch[0], self._generator)
+        images, partners, share = cutmix(images, self._generator, probability=self.probability)
+        strategy.mbatch[0] = images
+        self._mixed = (strategy.mbatch[1][partners], share)
+
+    def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Forget the labels of the batch."""
+        self._mixed = None
+
+    def criterion(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy, of the mixed labels while a mixed batch is trained on."""
+        loss = F.cross_entropy(logits, labels)
+        if self._mixed is None:
+            return loss
+        partners, share = self._mixed
+        return share * loss + (1 - share) * F.cross_entropy(logits, partners)
+
+
+class Schedule(SupervisedPlugin[Any]):
+    """Starts every experience with a fresh optimiser at full rate, and lowers it at milestones."""
+
+    def __init__(
+        self, lr: float, milestones: tuple[float, ...], decay: float, progress: bool
+    ) -> None:
+        super().__init__()
+        self.lr = lr
+        self.milestones = milestones
+        self.decay = decay
+        self.progress = progress
+        self._epoch = 0
+        self._bar: tqdm[Any] | None = None
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Reset the optimiser."""
+        strategy.optimizer.state.clear()
+        self._epoch = 0
+        total = strategy.train_epochs
+        self._bar = tqdm(
+            total=total, desc="train", unit="epoch", leave=False, disable=not self.progress
+        )
+
+    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Set the learning rate of this epoch."""
+        passed = sum(self._epoch >= m * strategy.train_epochs for m in self.milestones)
+        for group in strategy.optimizer.param_groups:
+            group["lr"] = self.lr * self.decay**passed
+        self._epoch += 1
+
+    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Move the progress bar."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Take the progress bar away."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None

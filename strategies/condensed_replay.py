@@ -1,0 +1,19 @@
+"""Training on each experience's data together with a condensed memory of the earlier ones."""
+
+from __future__ import annotations
+
+from dc_replay import CondensedReplayPlugin
+from strategies.common import Contender, Setup, naive
+
+
+def condensed_replay(setup: Setup) -> Contender:
+    """Append as many exemplars to each mini-batch as it has new images."""
+    replay = CondensedReplayPlugin(
+        condenser=setup.condenser, budget=setup.budget, seed=setup.seed, progress=setup.progress
+    )
+    return Contender(
+        strategy=naive(setup, [replay]),
+        stored_images=lambda: len(replay.memory),
+        buffer=replay.buffer,
+        resume=lambda steps: None,
+    )

@@ -1,0 +1,44 @@
+"""GDumb: training a new model on the memory alone in every step (Prabhu et al., ECCV 2020)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from avalanche.core import SupervisedPlugin
+from torch import nn
+
+from dc_replay import MemoryOnlyPlugin
+from strategies.common import Contender, Setup, naive
+
+
+def gdumb(setup: Setup) -> Contender:
+    """Condense each experience, then train from scratch on the exemplars of all classes so far."""
+    memory = MemoryOnlyPlugin(
+        condenser=setup.condenser,
+        budget=setup.budget,
+        presentations_per_stored=setup.presentations_per_stored,
+        seed=setup.seed,
+        progress=setup.progress,
+    )
+    scratch = FromScratch(setup.model)
+    return Contender(
+        strategy=naive(setup, [memory, scratch]),
+        stored_images=lambda: len(memory.memory),
+        buffer=memory.buffer,
+        resume=lambda steps: None,
+    )
+
+
+class FromScratch(SupervisedPlugin[Any]):
+    """Puts the initial model back before each experience."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.initial: nn.Module | None = None
+
+    def before_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Replace the strategy's model; it is adapted to the classes after this."""
+        if self.initial is None:
+            self.initial = copy.deepcopy(strategy.model)
+        strategy.model = copy.deepcopy(self.initial).to(strategy.device)
