@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dc_replay.compilation import CompileMode, compiled
+from dc_replay.compilation import CompileMode, compiled, wanted
 from dc_replay.networks import FeatureNetwork
 
 
@@ -40,7 +40,7 @@ class CompiledLayers(nn.Module):
             outputs: Tensor = self.layers(images)
             return outputs
         if self._run is None:
-            self._run = compiled(self.layers.forward, self.mode, steps=self.steps)
+            self._run = compiled(self.layers.forward, wanted(self.mode, steps=self.steps))
         outputs = self._run(images)
         return outputs
 

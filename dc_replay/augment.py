@@ -146,10 +146,11 @@ class Rotate:
         angle = turn * (self.degrees * math.pi / 180)
         height, width = images.shape[-2:]
         cosine, sine = torch.cos(angle), torch.sin(angle)
-        # Sampling coordinates run from -1 to 1 along both sides, so a true rotation of an image
-        # that is not square needs its aspect ratio in the mixed terms.
-        first = torch.stack([cosine, sine * (-height / width)], dim=-1)
-        second = torch.stack([sine * (width / height), cosine], dim=-1)
+        # Sampling coordinates run from -1 to 1 between the centres of the outermost pixels, so a
+        # true rotation of an image that is not square needs their distances in the mixed terms.
+        high, wide = max(height - 1, 1), max(width - 1, 1)
+        first = torch.stack([cosine, sine * (-high / wide)], dim=-1)
+        second = torch.stack([sine * (wide / high), cosine], dim=-1)
         return _warp(images, torch.stack([first, second], dim=-2))
 
 

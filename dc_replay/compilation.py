@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from dc_replay.errors import ArgumentError
+
 CompileMode = bool | Literal["auto"]
 """True, False, or ``"auto"``: only where the planned steps repay it."""
 
@@ -16,19 +18,27 @@ CompileMode = bool | Literal["auto"]
 STEPS_THAT_REPAY = 2000
 
 
-def compiled(function: Callable[..., Any], mode: CompileMode, *, steps: int) -> Callable[..., Any]:
+def wanted(mode: CompileMode, *, steps: int) -> bool:
+    """Whether to compile a function that will be called so many times.
+
+    Raises:
+        ArgumentError: If the mode is unknown.
+    """
+    if mode not in (True, False, "auto"):
+        raise ArgumentError(f"`compile` is {mode!r}, but must be True, False or 'auto'")
+    return steps >= STEPS_THAT_REPAY if mode == "auto" else bool(mode)
+
+
+def compiled(function: Callable[..., Any], compile: bool) -> Callable[..., Any]:
     """Compile a pure function of tensors as one static graph, or leave it as it is.
 
     Where compiling fails, at the first call, a warning says why and the function runs as it is.
 
     Args:
         function: A pure function of tensors and containers of tensors.
-        mode: Whether to compile.
-        steps: How often it will be called, for ``"auto"``.
+        compile: Whether to compile.
     """
-    if mode is False or (mode == "auto" and steps < STEPS_THAT_REPAY):
-        return function
-    return _Compiled(function)
+    return _Compiled(function) if compile else function
 
 
 class _Compiled:

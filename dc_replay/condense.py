@@ -11,17 +11,18 @@ from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
 from dc_replay.augment import Augmentation, augmentation
-from dc_replay.compilation import CompileMode, compiled
+from dc_replay.compilation import CompileMode, wanted
 from dc_replay.errors import ArgumentError, DCReplayError
 from dc_replay.exemplars import Exemplars
 from dc_replay.formation import Formation
-from dc_replay.networks import MatchingNetwork, NetworkFactory, Parameters, Precision, convnet_for
-from dc_replay.objectives import Objective, matching_gradient
+from dc_replay.networks import NetworkFactory, Precision, convnet_for
+from dc_replay.objectives import Objective
 from dc_replay.pixels import Normalization, dequantise, quantise
+from dc_replay.programs import MatchFunction, Programs, programs
 from dc_replay.randomness import isolated
 from dc_replay.sampling import RealImages, Sampler, Uniform
 from dc_replay.selection import RandomImages, Selection
-from dc_replay.training import NetworkTraining, StepFunction, step_function
+from dc_replay.training import NetworkTraining
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,14 +257,19 @@ class Condenser:
     def _condense(
         self, real: RealImages, counts: list[int], generator: Generator, progress: bool
     ) -> Condensed:
-        factory = self.network or convnet_for(real.images.shape)
-        example = real.normalised(real.rows[0][:1])
-        network = MatchingNetwork(factory, len(real.labels), example, precision=self.precision)
-        steps = self.outer * self.inner if self.objective is not None else 0
+        steps = self.outer * self.inner * len(real.labels) if self.objective is not None else 0
+        channels, height, width = real.images.shape[1:]
+        functions = programs(
+            self.network or convnet_for((channels, height, width)),
+            len(real.labels),
+            (channels, height, width),
+            real.images.device,
+            self.objective,
+            self.precision,
+            wanted(self.compile, steps=steps),
+        )
         apprentice = Apprentice(
-            network=network,
-            compile=self.compile,
-            steps=steps * len(real.labels),
+            functions,
             training=self.training,
             formation=self.formation,
             real=real,
@@ -271,11 +277,12 @@ class Condenser:
         )
         pixels = self._initial(real, counts, apprentice)
         distances: list[Tensor] = []
-        if self.objective is not None:
+        if functions.match is not None:
+            total = self.outer * self.inner
             with tqdm(
-                total=steps, desc=self.name, unit="step", disable=not progress, leave=False
+                total=total, desc=self.name, unit="step", disable=not progress, leave=False
             ) as bar:
-                for distance in self._optimise(self.objective, pixels, apprentice):
+                for distance in self._optimise(functions.match, pixels, apprentice):
                     distances.append(distance)
                     bar.update()
         labels = torch.tensor(real.labels, device=real.images.device)
@@ -301,18 +308,10 @@ class Condenser:
         return [self.formation.pack(dequantise(real.images[index])) for index in chosen]
 
     def _optimise(
-        self, objective: Objective, pixels: list[Tensor], apprentice: Apprentice
+        self, match: MatchFunction, pixels: list[Tensor], apprentice: Apprentice
     ) -> Iterator[Tensor]:
         """Move the pixels in place; yield the mean distance of each inner iteration."""
         real, generator = apprentice.real, apprentice.generator
-        network = apprentice.network
-
-        def gradient(
-            parameters: Parameters, real: Tensor, synthetic: Tensor, label: Tensor
-        ) -> tuple[Tensor, Tensor]:
-            return matching_gradient(objective, network, parameters, real, synthetic, label)
-
-        match = compiled(gradient, self.compile, steps=self.outer * self.inner * len(pixels))
         labels = torch.arange(len(pixels), device=real.images.device).unbind()
         for stored in pixels:
             stored.requires_grad_(True)
@@ -362,9 +361,7 @@ class Apprentice:
     """The matching network of the moment: its weights, how it learns, and what it learns from.
 
     Args:
-        network: The network as a function.
-        compile: Whether its step functions are compiled.
-        steps: Matching steps planned, which decide that where ``compile`` is ``"auto"``.
+        functions: The network, and what is called over and over.
         training: How it is trained.
         formation: How stored images become those that it sees.
         real: The images of the experience.
@@ -373,18 +370,14 @@ class Apprentice:
 
     def __init__(
         self,
+        functions: Programs,
         *,
-        network: MatchingNetwork,
-        compile: CompileMode,
-        steps: int,
         training: NetworkTraining,
         formation: Formation,
         real: RealImages,
         generator: Generator,
     ) -> None:
-        self.network = network
-        self._step: StepFunction = compiled(step_function(network), compile, steps=steps)
-        self._forward = compiled(network.__call__, compile, steps=steps)
+        self.functions = functions
         self.training = training
         self.formation = formation
         self.real = real
@@ -393,12 +386,12 @@ class Apprentice:
 
     def restart(self) -> None:
         """Forget everything: fresh weights, fresh momentum."""
-        self.parameters = self.network.fresh()
+        self.parameters = self.functions.network.fresh()
         self._optimizer = self.training.optimizer(self.parameters)
 
     def embed(self, images: Tensor) -> Tensor:
         """Features ``[batch, features]`` of normalised images."""
-        features: Tensor = self._forward(self.parameters, images)[1]
+        features: Tensor = self.functions.forward(self.parameters, images)[1]
         return features
 
     def features(self) -> tuple[Tensor, ...]:
@@ -417,7 +410,9 @@ class Apprentice:
         ever, count = before.clone(), torch.zeros_like(self.real.targets)
         for _ in range(epochs):
             self.train_on_real()
-            logits = self.real.outputs(lambda images: self._forward(self.parameters, images)[0])
+            logits = self.real.outputs(
+                lambda images: self.functions.forward(self.parameters, images)[0]
+            )
             right = torch.zeros_like(before)
             right[rows] = logits.argmax(dim=1) == self.real.targets[rows]
             count += before & ~right
@@ -440,7 +435,7 @@ class Apprentice:
 
     def _train(self, images: Tensor, targets: Tensor, limit: int | None) -> None:
         self.training.train(
-            self._step,
+            self.functions.step,
             self.parameters,
             self._optimizer,
             images,

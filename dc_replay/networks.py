@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -203,7 +203,8 @@ class DenseNet121(FeatureNetwork):
         return features.mean(dim=(2, 3))
 
 
-def convnet_for(shape: Sequence[int], *, width: int = 128) -> NetworkFactory:
+@functools.lru_cache(maxsize=64)
+def convnet_for(shape: tuple[int, ...], *, width: int = 128) -> NetworkFactory:
     """A factory of ConvNets that fit images: 3 layers for sides of 32, 4 for 64, and so on.
 
     Args:
@@ -300,7 +301,7 @@ class MatchingNetwork:
             self._module = _TappedFeatures(network, self._find_head(network))
         self._module.requires_grad_(False)
         self._shapes = {name: p.shape for name, p in network.named_parameters()}
-        self._check(example[:1])
+        self._check(example[:1].expand(2, *example.shape[1:]))
 
     def fresh(self) -> Parameters:
         """Weights of a newly built network, detached, on the device of the example."""
@@ -343,19 +344,22 @@ class MatchingNetwork:
         )
 
     def _check(self, example: Tensor) -> None:
+        """Try two images: of one alone, batch normalisation may have too few values."""
         with torch.no_grad():
             try:
                 logits, features = self(self.fresh(), example)
+            except ArgumentError:
+                raise
             except (RuntimeError, ValueError, IndexError) as error:
                 raise ArgumentError(
                     f"`network` does not accept images of shape {list(example.shape[1:])}: "
                     f"{error}; build it for this number of channels and this size"
                 ) from error
-        if features.ndim != 2 or logits.shape != (1, self.classes):
+        if features.ndim != 2 or logits.shape != (2, self.classes):
             raise ArgumentError(
-                f"`network` has no usable features: for one image its last linear layer takes "
+                f"`network` has no usable features: for two images its last linear layer takes "
                 f"shape {list(features.shape)} and the network yields {list(logits.shape)}, but "
-                f"[1, features] and [1, {self.classes}] are needed; flatten before that layer, "
+                f"[2, features] and [2, {self.classes}] are needed; flatten before that layer, "
                 f"and end with it"
             )
 

@@ -26,7 +26,12 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 class Objective(Protocol):
-    """How far one set of images is from another, for a network and its weights."""
+    """How far one set of images is from another, for a network and its weights.
+
+    Objectives are values, best written as frozen dataclasses: equal ones share compiled functions.
+    """
+
+    def __hash__(self) -> int: ...
 
     def statistics(
         self, network: MatchingNetwork, parameters: Parameters, images: Tensor, labels: Tensor

@@ -13,18 +13,24 @@ from torch import Generator
 
 @contextmanager
 def isolated(generator: Generator, device: torch.device) -> Iterator[None]:
-    """Run a block whose use of torch's global generators follows from ``generator`` alone.
+    """Run a block whose use of global random generators follows from ``generator`` alone.
 
     Building a network draws from the global generator, and there is no way to pass one in. Inside
-    the block the global generators of the CPU and of ``device`` are seeded from ``generator``;
-    afterwards they, Python's and numpy's are as they were.
+    the block Python's, numpy's and torch's global generators (of the CPU and of ``device``) are
+    seeded from ``generator``; afterwards they are as they were.
     """
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     python, numpy = random.getstate(), np.random.get_state()
     devices = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+            # torch.manual_seed would seed every device, and those not forked would keep the seed.
+            torch.default_generator.manual_seed(seed)
+            for forked in devices:
+                with torch.cuda.device(forked):
+                    torch.cuda.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
             yield
     finally:
         random.setstate(python)

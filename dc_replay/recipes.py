@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from dc_replay.augment import Augmentation, augmentation
+from dc_replay.augment import Augmentation, Color, Crop, Cutout, Flip, Rotate, Scale
 from dc_replay.condense import Condenser, OnReal, OnSynthetic, PixelStep
 from dc_replay.errors import ArgumentError
 from dc_replay.formation import Formation
@@ -38,7 +38,8 @@ from dc_replay.selection import (
 )
 from dc_replay.training import NetworkTraining
 
-_ALL_SIX = ("color", "crop", "cutout", "flip", "scale", "rotate")
+# Unlike the strategies of IDC, DSA draws one of all its augmentations in each step.
+_ONE_OF_SIX = Augmentation(one_of=(Flip(), Color(), Crop(), Scale(), Rotate(), Cutout()))
 
 
 def _selecting(
@@ -153,9 +154,9 @@ def dsa(
 ) -> Condenser:
     """DC with differentiable Siamese augmentation (Zhao and Bilen, ICML 2021).
 
-    Arguments as for :func:`dc`.
+    One of its six augmentations is drawn in each step. Arguments as for :func:`dc`.
     """
-    return _dc_like("dsa", augmentation(*_ALL_SIX), network, factor, ipc, outer, inner)
+    return _dc_like("dsa", _ONE_OF_SIX, network, factor, ipc, outer, inner)
 
 
 def dm(
@@ -174,7 +175,7 @@ def dm(
         formation=Formation(factor),
         objective=FeatureMatching(),
         sampler=Uniform(256),
-        augment=augmentation(*_ALL_SIX),
+        augment=_ONE_OF_SIX,
         network=network,
         update=None,
         pixels=PixelStep(lr=1.0, momentum=0.5, reference=None),

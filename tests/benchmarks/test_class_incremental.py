@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import class_incremental
+from benchmarks.class_incremental import Arguments, Run, cli, main
+from benchmarks.compiled import CompiledLayers
+from benchmarks.presets import PRESETS, condenser, network_factory
+from dc_replay import ArgumentError, ExemplarMemory
+from dc_replay.networks import ConvNet
+from strategies import WITHOUT_RECIPE
+
+FIELDS = {
+    "method", "protocol", "seed", "step", "classes_seen", "accuracy", "forgetting", "stored_bytes",
+    "images_per_class", "condense_seconds", "train_seconds", "network", "data", "preset", "device",
+    "commit", "versions",
+}  # fmt: skip
+
+
+def smoke(out: Path, **changes: object) -> Arguments:
+    small = Arguments(
+        preset="smoke", methods="random,idc", ipc=2, classes=4, steps=2, out=out, quiet=True
+    )
+    return replace(small, **changes)
+
+
+def rows(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("protocol", ["memory-only", "gdumb", "replay"])
+def test_every_protocol_writes_all_outputs(protocol: str, tmp_path: Path) -> None:
+    methods = "random,idc"
+    if protocol == "replay":
+        methods += "," + ",".join(WITHOUT_RECIPE)
+    table = main(smoke(tmp_path, protocol=protocol, methods=methods), "the command")
+    found = rows(tmp_path)
+    assert [(r["method"], r["step"]) for r in found] == [
+        (m, s) for m in methods.split(",") for s in (0, 1)
+    ]
+    for row in found:
+        assert set(row) >= FIELDS
+        assert 0 <= row["accuracy"] <= 100 and row["classes_seen"] == 2 * (row["step"] + 1)
+        assert (row["forgetting"] is None) == (row["step"] == 0)
+        expected = {"naive": 0, "cumulative": None}.get(row["method"], 2 * row["classes_seen"] * 64)
+        assert expected is None or row["stored_bytes"] == expected
+    for name in ("accuracy.png", "exemplars.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 50
+    assert "the command" in (tmp_path / "report.md").read_text()
+    assert "idc" in table
+    assert list(tmp_path.glob("logs/idc-0/*.csv")) and list(
+        tmp_path.glob("logs/idc-0/tensorboard/*")
+    )
+
+
+def test_same_command_again_computes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(smoke(tmp_path), "x")
+    before = (tmp_path / "results.jsonl").read_bytes()
+    monkeypatch.setattr(Run, "contest", lambda *_: pytest.fail("computed again"))
+    main(smoke(tmp_path), "x")
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+def test_stopped_run_continues_to_the_same_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    main(smoke(whole, methods="idc", steps=4), "x")
+    step = Run._step
+
+    def stop(self: Run, contender, method, seed, number, data, stream):
+        if number == 2:
+            raise KeyboardInterrupt
+        return step(self, contender, method, seed, number, data, stream)
+
+    monkeypatch.setattr(Run, "_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main(smoke(parted, methods="idc", steps=4), "x")
+    steps = []
+
+    def count(self: Run, contender, method, seed, number, data, stream):
+        steps.append(number)
+        return step(self, contender, method, seed, number, data, stream)
+
+    monkeypatch.setattr(Run, "_step", count)
+    main(smoke(parted, methods="idc", steps=4), "x")
+    assert steps == [2, 3]
+    same = ("step", "accuracy", "forgetting", "stored_bytes")
+    assert [[r[k] for k in same] for r in rows(parted)] == [
+        [r[k] for k in same] for r in rows(whole)
+    ]
+    first, second = (
+        ExemplarMemory.load(out / "memories" / "idc.safetensors") for out in (whole, parted)
+    )
+    assert torch.equal(first.exemplars.pixels, second.exemplars.pixels)
+
+
+def test_all_methods_get_the_same_bytes_and_gradient_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: dict[str, list[int]] = {}
+    step = Run._step
+
+    def counted(self: Run, contender, method, seed, number, data, stream):
+        result = step(self, contender, method, seed, number, data, stream)
+        batches.setdefault(method, []).append(contender.strategy.clock.train_iterations)
+        return result
+
+    monkeypatch.setattr(Run, "_step", counted)
+    main(smoke(tmp_path, methods="random,herding,representative,idc"), "x")
+    assert len({tuple(counts) for counts in batches.values()}) == 1
+    assert len({(r["step"], r["stored_bytes"]) for r in rows(tmp_path)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": "idc,best"}, r"`methods` names \['best'\].*dream_plus"),
+        ({"methods": ""}, "`methods` names none"),
+        ({"methods": "naive"}, "`methods` names .*memory-only are"),
+        ({"preset": "slow"}, "`preset` is 'slow'.*smoke, fast, paper"),
+        ({"data": "imagenet"}, "imagenet.*cifar100"),
+        ({"data": "npz:/not/there.npz"}, "/not/there.npz"),
+        ({"network": "vgg"}, "`network` is 'vgg'.*resnet10"),
+        ({"ipc": 0}, "`ipc` is 0"),
+        ({"factor": 0}, "`factor` is 0"),
+        ({"factor": 9}, "`factor` is 9.*8x8"),
+        ({"steps": 3}, "`steps` is 3.*4 classes"),
+        ({"seeds": "0,x"}, "`seeds` is '0,x'"),
+        ({"epochs": 0}, "`epochs` is 0"),
+        ({"classes": 11}, "11"),
+        ({"order": "idc"}, "100"),
+        ({"device": "cuda:77"}, "`device` is 'cuda:77'"),
+    ],
+)
+def test_bad_arguments(changes: dict, message: str, tmp_path: Path) -> None:
+    arguments = {"methods": "idc", **changes}
+    with pytest.raises(ArgumentError, match=message):
+        main(smoke(tmp_path, **arguments), "x")
+
+
+def test_other_settings_in_the_same_folder(tmp_path: Path) -> None:
+    main(smoke(tmp_path, methods="random"), "x")
+    with pytest.raises(ArgumentError, match="ipc was 2 and is now 3"):
+        main(smoke(tmp_path, methods="random", ipc=3), "x")
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--preset", "smoke", "--classes", "2", "--steps", "1", "--ipc", "1", "--quiet"]
+    assert cli([*asked, "--methods", "random", "--out", str(tmp_path)]) == 0
+    assert "random" in capsys.readouterr().out
+    assert cli([*asked, "--methods", "nothing", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: `methods`")
+
+
+def test_copy_of_compiled_layers_runs_on_its_own_weights() -> None:
+    layers = CompiledLayers(torch.nn.Linear(3, 3), batch=4, mode=False, steps=1)
+    images = torch.rand(4, 3)
+    before = layers(images)
+    other = copy.deepcopy(layers)
+    with torch.no_grad():
+        other.layers.weight += 1
+    assert torch.equal(layers(images), before)
+    assert not torch.equal(other(images), before)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_build_every_recipe(preset: str) -> None:
+    factory = network_factory("convnet3", channels=3, size=(32, 32), width=8)
+    built = {
+        name: condenser(name, PRESETS[preset], factor=2, ipc=20, network=factory)
+        for name in class_incremental.RECIPES
+    }
+    assert built["idc"].formation.factor == built["representative"].formation.factor == 2
+    assert built["herding"].formation.factor == built["dm"].formation.factor == 1
+    if preset == "paper":
+        assert (built["idc"].outer, built["idc"].inner, built["idc"].pixels.lr) == (2000, 100, 5e-3)
+        assert (built["dream_plus"].outer, built["dream_plus"].sampler.batch) == (1200, 128)
+        assert (built["dm"].outer, built["dm"].inner) == (20_000, 1)
+        assert (built["dc"].outer, built["dc"].inner, built["dc"].update.epochs) == (1000, 20, 25)
+        assert isinstance(factory(2), ConvNet)

@@ -1,0 +1,170 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from dc_replay.errors import ArgumentError
+from dc_replay.formation import Formation
+from dc_replay.pixels import dequantise
+
+CASES = [
+    # factor, channels, height, width
+    (1, 3, 8, 8),
+    (2, 3, 8, 8),
+    (2, 1, 7, 7),
+    (2, 5, 8, 6),
+    (3, 2, 9, 12),
+    (3, 3, 8, 10),
+    (4, 1, 6, 13),
+]
+
+
+def slow_decode(stored, factor):
+    """Cut and enlarge one crop after the other."""
+    decoded = []
+    for image in stored:
+        channels, height, width = image.shape
+        high, wide = math.ceil(height / factor), math.ceil(width / factor)
+        canvas = torch.full((channels, factor * high, factor * wide), 0.5, dtype=image.dtype)
+        canvas[:, :height, :width] = image
+        for row in range(factor):
+            for column in range(factor):
+                crop = canvas[:, row * high : (row + 1) * high, column * wide : (column + 1) * wide]
+                decoded.append(
+                    F.interpolate(
+                        crop[None], size=(height, width), mode="bilinear", align_corners=False
+                    )[0]
+                )
+    return torch.stack(decoded)
+
+
+@st.composite
+def stored_images(draw):
+    factor = draw(st.integers(1, 4))
+    shape = (
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 5)),
+        draw(st.integers(factor, 13)),
+        draw(st.integers(factor, 13)),
+    )
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    return factor, torch.rand(shape, dtype=torch.float64, generator=generator)
+
+
+@given(stored_images())
+def test_decode_equals_a_loop_over_crops_image_by_image(case):
+    factor, stored = case
+    decoded = Formation(factor).decode(stored)
+    assert decoded.shape == (len(stored) * factor**2, *stored.shape[1:])
+    torch.testing.assert_close(decoded, slow_decode(stored, factor) if factor > 1 else stored)
+
+
+@given(stored_images(), st.data())
+def test_decode_at_equals_indexing_what_decode_gives(case, data):
+    factor, stored = case
+    formation = Formation(factor)
+    whole = len(stored) * formation.images_per_stored
+    index = torch.tensor(data.draw(st.lists(st.integers(0, whole - 1), max_size=6)), dtype=int)
+    torch.testing.assert_close(
+        formation.decode_at(stored, index), formation.decode(stored)[index], rtol=0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_decode_at_takes_bytes(device, generator, factor):
+    pixels = torch.randint(256, (3, 2, 7, 8), dtype=torch.uint8, generator=generator).to(device)
+    index = torch.tensor([3 * factor**2 - 1, 0, 0, factor], device=device) % (3 * factor**2)
+    decoded = Formation(factor).decode_at(pixels, index)
+    assert decoded.dtype == torch.float32 and decoded.device == pixels.device
+    torch.testing.assert_close(decoded, Formation(factor).decode(dequantise(pixels))[index])
+
+
+@pytest.mark.parametrize(("factor", "channels", "height", "width"), CASES)
+def test_a_prefix_of_the_decoded_depends_on_a_prefix_of_the_stored_alone(
+    factor, channels, height, width, generator
+):
+    formation = Formation(factor)
+    stored = torch.rand(4, channels, height, width, generator=generator, requires_grad=True)
+    decoded = formation.decode(stored)
+    for n in range(1, 5):
+        first = decoded[: n * formation.images_per_stored]
+        assert torch.equal(first, formation.decode(stored[:n]))
+        (slope,) = torch.autograd.grad(first.square().sum(), stored, retain_graph=True)
+        assert slope[:n].flatten(1).any(dim=1).all()
+        assert not slope[n:].any()
+
+
+@pytest.mark.parametrize(("factor", "channels", "height", "width"), CASES)
+def test_packing_then_decoding_gives_the_images_back_in_order_at_crop_resolution(
+    factor, channels, height, width, generator
+):
+    formation = Formation(factor)
+    count = 2 * formation.images_per_stored
+    images = torch.rand(count, channels, height, width, generator=generator)
+    packed = formation.pack(images)
+    assert packed.shape == (2, channels, height, width)
+    assert packed.is_contiguous()
+    high, wide = math.ceil(height / factor), math.ceil(width / factor)
+    small = F.interpolate(images, size=(high, wide), mode="area")
+    for position, decoded in enumerate(formation.decode(packed)):
+        row, column = divmod(position % formation.images_per_stored, factor)
+        crop = torch.full((channels, high, wide), 0.5)
+        # What reaches over the border of the stored image is lost to mid-grey.
+        rows, columns = min(high, height - row * high), min(wide, width - column * wide)
+        crop[:, :rows, :columns] = small[position, :, :rows, :columns]
+        expected = F.interpolate(
+            crop[None], size=(height, width), mode="bilinear", align_corners=False
+        )
+        torch.testing.assert_close(decoded, expected[0])
+
+
+def test_the_order_is_row_by_row(generator):
+    shades = torch.linspace(0, 1, 8).view(8, 1, 1, 1).expand(8, 1, 6, 6)
+    packed = Formation(2).pack(shades)
+    corners = [packed[0, 0, 0, 0], packed[0, 0, 0, -1], packed[0, 0, -1, 0], packed[0, 0, -1, -1]]
+    torch.testing.assert_close(torch.stack(corners), torch.linspace(0, 1, 8)[:4])
+    torch.testing.assert_close(Formation(2).decode(packed), shades)
+
+
+def test_factor_1_stores_images_as_they_are(generator):
+    images = torch.rand(3, 3, 5, 4, generator=generator)
+    assert torch.equal(Formation(1).pack(images), images)
+    assert torch.equal(Formation(1).decode(images), images)
+
+
+@pytest.mark.parametrize(("factor", "channels", "height", "width"), CASES)
+def test_decode_is_differentiable(factor, channels, height, width, generator):
+    stored = torch.rand(
+        1, channels, height, width, dtype=torch.float64, generator=generator, requires_grad=True
+    )
+    index = torch.tensor([0, factor**2 - 1, 0])
+    assert torch.autograd.gradcheck(Formation(factor).decode, (stored,), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda s: Formation(factor).decode_at(s, index), (stored,), fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("factor", [0, -1, 1.5, 2.0, "2", True, None])
+def test_only_whole_factors_of_at_least_1_are_taken(factor):
+    with pytest.raises(ArgumentError, match="`factor` must be a whole number of at least 1, but"):
+        Formation(factor)
+
+
+def test_a_factor_above_the_shorter_side_is_refused():
+    Formation(4).check(4, 9)
+    for use in (
+        lambda: Formation(5).check(9, 4),
+        lambda: Formation(5).decode(torch.zeros(1, 1, 9, 4)),
+    ):
+        with pytest.raises(
+            ArgumentError, match="`factor` is 5.*9x4 pixels; use a factor of at most 4"
+        ):
+            use()
+
+
+def test_an_incomplete_group_cannot_be_packed():
+    with pytest.raises(ArgumentError, match="`images` holds 6 images.*multiple of the 4.*factor 2"):
+        Formation(2).pack(torch.zeros(6, 3, 8, 8))
