@@ -20,7 +20,10 @@ from typing import Any, Literal
 import torch
 import tyro
 from avalanche.benchmarks import class_incremental_benchmark
-from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.benchmarks.utils.classification_dataset import (
+    TaskAwareSupervisedClassificationDataset,
+)
+from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
 from avalanche.logging import CSVLogger, TensorboardLogger
 from avalanche.training.plugins import EvaluationPlugin
@@ -373,7 +376,15 @@ def _stream(data: ImageData, steps: int) -> Any:
     def dataset(images: torch.Tensor, labels: torch.Tensor) -> Any:
         tensors = _Images(images, labels)
         both = {"train": (transform, None), "eval": (transform, None)}
-        return as_classification_dataset(tensors, transform_groups=both)
+        # Avalanche's own class-balanced buffers add task labels, and so need them here.
+        return TaskAwareSupervisedClassificationDataset(
+            [tensors],
+            transform_groups=both,
+            data_attributes=[
+                DataAttribute(tensors.targets, "targets"),
+                TaskLabels([0] * len(tensors)),
+            ],
+        )
 
     return class_incremental_benchmark(
         {

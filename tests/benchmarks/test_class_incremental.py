@@ -56,9 +56,8 @@ def test_every_protocol_writes_all_outputs(protocol: str, tmp_path: Path) -> Non
             assert min(picture.size) > 50
     assert "the command" in (tmp_path / "report.md").read_text()
     assert "idc" in table
-    assert list(tmp_path.glob("logs/idc-0/*.csv")) and list(
-        tmp_path.glob("logs/idc-0/tensorboard/*")
-    )
+    for logs in ("*.csv", "tensorboard/*"):
+        assert list((tmp_path / "logs" / "idc-0").glob(logs))
 
 
 def test_same_command_again_computes_nothing(

@@ -1,0 +1,374 @@
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+from dc_replay.errors import ArgumentError
+from dc_replay.networks import (
+    ConvNet,
+    DenseNet121,
+    FeatureNetwork,
+    MatchingNetwork,
+    ResNet10,
+    convnet_for,
+    has_bfloat16,
+    resnet_ap10,
+    set_precision,
+)
+
+
+def plain(classes):
+    """A network that knows nothing of this package."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(16, 6),
+        nn.ReLU(),
+        nn.Linear(6, classes),
+    )
+
+
+def images(count=5, channels=3, height=8, width=8):
+    return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize(
+    ("channels", "height", "width", "depth", "features"),
+    [
+        (3, 32, 32, 3, 8 * 4 * 4),
+        (1, 28, 28, 3, 8 * 4 * 4),  # the first convolution pads by 3
+        (3, 64, 64, 4, 8 * 4 * 4),
+        (1, 8, 8, 1, 8 * 4 * 4),
+        (5, 16, 24, 2, 8 * 4 * 6),
+        (3, 7, 9, 1, 8 * 3 * 4),
+        (3, 28, 32, 2, 8 * 7 * 8),
+    ],
+)
+def test_convnet_halves_the_sides_in_each_layer(channels, height, width, depth, features, device):
+    network = ConvNet(6, channels=channels, size=(height, width), width=8, depth=depth).to(device)
+    batch = images(2, channels, height, width).to(device)
+    assert network.embed(batch).shape == (2, features)
+    assert network(batch).shape == (2, 6)
+    torch.testing.assert_close(network(batch), network.head(network.embed(batch)))
+
+
+def test_convnet_has_the_published_layers():
+    network = ConvNet(10)
+    kinds = [type(layer).__name__ for layer in network.layers]
+    assert kinds == ["Conv2d", "GroupNorm", "ReLU", "AvgPool2d"] * 3
+    assert sum(p.numel() for p in network.parameters()) == 320_010
+
+
+def test_its_normalisation_is_instance_normalisation():
+    network = ConvNet(3, size=(12, 8), width=5, depth=2).double()
+    reference = nn.Sequential(
+        *[
+            nn.InstanceNorm2d(layer.num_channels, affine=True).double()
+            if isinstance(layer, nn.GroupNorm)
+            else layer
+            for layer in network.layers
+        ]
+    )
+    for ours, theirs in zip(network.layers, reference, strict=True):
+        if isinstance(ours, nn.GroupNorm):
+            nn.init.normal_(ours.weight)
+            nn.init.normal_(ours.bias)
+            theirs.load_state_dict(ours.state_dict())
+    batch = images(4, 3, 12, 8).double()
+    torch.testing.assert_close(network.embed(batch), reference(batch).flatten(1))
+
+
+def test_a_depth_that_leaves_nothing_is_refused():
+    with pytest.raises(
+        ArgumentError, match="`depth` is 4, but images of 8x12 pixels can be halved"
+    ):
+        ConvNet(2, size=(8, 12), width=4, depth=4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "depth"),
+    [
+        ((3, 32, 32), 3),
+        ((3, 64, 64), 4),
+        ((1, 28, 28), 3),
+        ((1, 8, 8), 1),
+        ((3, 16, 16), 2),
+        ((7, 3, 32, 48), 3),
+        ((3, 9, 30), 1),
+        ((2, 4, 4), 1),
+        ((1, 2, 2), 1),
+        ((3, 224, 224), 6),
+    ],
+)
+def test_convnet_for_picks_a_depth_that_fits(shape, depth):
+    network = convnet_for(shape, width=4)(5)
+    assert sum(isinstance(layer, nn.Conv2d) for layer in network.layers) == depth
+    if shape[-1] < 100:
+        assert network(torch.zeros(2, *shape[-3:])).shape == (2, 5)
+
+
+def test_convnet_for_gives_one_factory_for_one_shape():
+    assert convnet_for((3, 8, 8), width=4) is convnet_for((3, 8, 8), width=4)
+    assert convnet_for((3, 8, 8), width=4) is not convnet_for((3, 8, 8), width=5)
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize("pool", [False, True])
+def test_resnet10_shapes(norm, pool, device):
+    network = ResNet10(7, channels=2, width=4, norm=norm, pool=pool).to(device)
+    batch = images(2, 2, 16, 24).to(device)
+    assert network.embed(batch).shape == (2, 32)
+    assert network(batch).shape == (2, 7)
+    assert network.layers[:4](batch).shape == (2, 4, 16, 24)
+    assert network.layers(batch).shape == (2, 32, 2, 3)
+    assert has_kind(network, nn.BatchNorm2d) == (norm == "batch")
+    strided = any(m.stride != (1, 1) for m in network.modules() if isinstance(m, nn.Conv2d))
+    assert strided != pool
+
+
+def has_kind(network, kind):
+    return any(isinstance(module, kind) for module in network.modules())
+
+
+def test_resnet10_has_the_published_size_and_initialisation():
+    network = ResNet10(100)
+    widths = [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert sorted(set(widths)) == [32, 64, 128, 256]
+    weight = network.layers[-1].main[0].weight
+    assert float(weight.detach().std()) == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.05)
+
+
+def test_resnet_ap10_pools_and_keeps_no_batch_statistics():
+    network = resnet_ap10(4, channels=1, width=2)
+    assert not has_kind(network, nn.BatchNorm2d) and has_kind(network, nn.AvgPool2d)
+    assert network(images(1, 1, 32, 32)).shape == (1, 4)
+
+
+def test_densenet121_has_a_stem_for_small_images():
+    network = DenseNet121(3, channels=1).eval()
+    batch = images(1, 1, 32, 32)
+    with torch.no_grad():
+        assert network.embed(batch).shape == (1, 1024)
+        assert network(batch).shape == (1, 3)
+        assert network.layers.conv0(batch).shape[-2:] == (32, 32)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        plain,
+        lambda classes: ConvNet(classes, size=(8, 8), width=4, depth=2),
+        lambda classes: ResNet10(classes, width=2, norm="instance"),
+    ],
+    ids=["plain", "convnet", "resnet10"],
+)
+def test_matching_networks_yield_logits_and_what_enters_the_last_linear_layer(factory, device):
+    batch = images().to(device)
+    network = MatchingNetwork(factory, 3, batch)
+    parameters = network.fresh()
+    logits, features = network(parameters, batch)
+    assert logits.shape == (5, 3) and features.shape[0] == 5 and features.ndim == 2
+
+    module = torch.func.replace_all_batch_norm_modules_(factory(3)).to(device)
+    module.load_state_dict(parameters)
+    entered = []
+    last = [m for m in module.modules() if isinstance(m, nn.Linear)][-1]
+    last.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
+    torch.testing.assert_close(logits, module(batch))
+    torch.testing.assert_close(features, entered[0])
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_a_torchvision_network_can_be_matched_with(side):
+    batch = images(2, 3, side, side)
+    network = MatchingNetwork(lambda classes: resnet18(num_classes=classes), 4, batch)
+    parameters = network.fresh()
+    with torch.no_grad():
+        logits, features = network(parameters, batch)
+    assert logits.shape == (2, 4) and features.shape == (2, 512)
+    torch.testing.assert_close(logits, features @ parameters["fc.weight"].T + parameters["fc.bias"])
+
+
+def test_batch_normalisation_uses_the_batch_alone():
+    batch = images(6)
+    network = MatchingNetwork(plain, 3, batch)
+    parameters = network.fresh()
+    first = network(parameters, batch)[0]
+    network(parameters, 100 * batch + 3)  # would shift running statistics
+    assert torch.equal(network(parameters, batch)[0], first)
+    assert not dict(network._module.named_buffers())
+    normalised = network._module.network[1](batch[:, :1].expand(-1, 4, -1, -1))
+    torch.testing.assert_close(normalised.mean(dim=(0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-6)
+
+
+def test_fresh_weights_differ_each_time_and_depend_on_nothing(device):
+    network = MatchingNetwork(plain, 3, images().to(device))
+    first, second = network.fresh(), network.fresh()
+    assert list(first) == list(second)
+    assert not torch.equal(first["0.weight"], second["0.weight"])
+    for value in first.values():
+        assert value.device.type == device.type and value.is_leaf and not value.requires_grad
+    kept = {name: value.clone() for name, value in second.items()}
+    for value in first.values():
+        value.zero_()
+    assert all(torch.equal(second[name], kept[name]) for name in kept)
+
+
+def test_weights_go_where_the_function_is_differentiated():
+    batch = images(2)
+    network = MatchingNetwork(lambda c: ConvNet(c, size=(8, 8), width=2, depth=1), 2, batch)
+    parameters = network.fresh()
+    slopes = torch.func.grad(lambda p: network(p, batch)[0].sum())(parameters)
+    assert set(slopes) == set(parameters)
+    assert all(value.any() for name, value in slopes.items() if "norm" not in name)
+    assert not any(p.requires_grad for p in network._module.parameters())
+
+
+def test_names_are_of_weights_with_so_many_dimensions():
+    network = MatchingNetwork(plain, 3, images())
+    assert network.names([4]) == ["0.weight"]
+    assert network.names([2]) == ["5.weight", "7.weight"]
+    assert network.names([2, 4]) == ["0.weight", "5.weight", "7.weight"]
+    assert network.names([3]) == []
+
+
+class Unused(nn.Module):
+    """Multiplies by its linear layer's weight without calling the layer."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.last = nn.Linear(192, classes)
+
+    def forward(self, images):
+        return images.flatten(1) @ self.last.weight.T
+
+
+class Grows:
+    """A factory whose networks differ."""
+
+    def __init__(self):
+        self.width = 1
+
+    def __call__(self, classes):
+        self.width += 1
+        return ConvNet(classes, size=(8, 8), width=self.width, depth=1)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (
+            lambda classes: nn.Sequential(nn.Conv2d(3, classes, 8), nn.Flatten()),
+            "no usable features: it must end in a torch.nn.Linear with 3 outputs.*have \\[\\]",
+        ),
+        (
+            lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(192, 10)),
+            "must end in a torch.nn.Linear with 3 outputs.*linear layers have \\[10\\]",
+        ),
+        (
+            lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(192, 3), nn.Linear(3, 10)),
+            "no usable features: for two images .* yields \\[2, 10\\]",
+        ),
+        (
+            lambda classes: nn.Linear(8, classes),
+            "no usable features: for two images .*takes shape \\[2, 3, 8, 8\\]",
+        ),
+        (
+            lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(100, classes)),
+            "`network` does not accept images of shape \\[3, 8, 8\\]: ",
+        ),
+        (
+            lambda classes: ConvNet(classes, channels=1, size=(8, 8), width=2, depth=1),
+            "`network` does not accept images of shape \\[3, 8, 8\\]: .*build it for this number",
+        ),
+        (lambda classes: torch.relu, "`network` must build a torch.nn.Module .*returned builtin"),
+        (lambda classes: None, "`network` must build a torch.nn.Module .*returned NoneType"),
+        (Unused, "^`network` has no usable features: its forward pass does not call its last"),
+        (Grows(), "^`network` built two networks whose weights differ in name or shape"),
+        (
+            lambda classes: FeatureNetwork(),
+            "does not accept images .*FeatureNetwork must define embed",
+        ),
+    ],
+    ids=[
+        "no-linear",
+        "outputs",
+        "not-last",
+        "not-flat",
+        "size",
+        "channels",
+        "function",
+        "none",
+        "unused",
+        "differs",
+        "abstract",
+    ],
+)
+def test_unusable_networks_are_refused(factory, message):
+    with pytest.raises(ArgumentError, match=message):
+        MatchingNetwork(factory, 3, images())
+
+
+def test_bfloat16_is_close_to_float32_and_can_be_undone(device):
+    batch = images(4, 3, 16, 16).to(device)
+    network = ConvNet(5, size=(16, 16), width=16, depth=2).to(device)
+    names, exact = list(network.state_dict()), network(batch)
+    assert set_precision(network, "bfloat16", device) is network
+    lower = network(batch)
+    assert lower.dtype == torch.float32
+    assert list(network.state_dict()) == names
+    assert all(p.dtype == torch.float32 for p in network.parameters())
+    assert not torch.equal(lower, exact)
+    torch.testing.assert_close(lower, exact, rtol=0, atol=0.03 * float(exact.detach().abs().max()))
+    set_precision(network, "float32", device)
+    assert torch.equal(network(batch), exact)
+
+
+def test_auto_precision_follows_the_hardware(device):
+    network = ConvNet(2, size=(8, 8), width=2, depth=1).to(device)
+    batch = images().to(device)
+    exact = network(batch)
+    set_precision(network, "auto", device)
+    assert torch.equal(network(batch), exact) != has_bfloat16(device)
+    assert not has_bfloat16(torch.device("meta"))
+
+
+def test_only_plain_zero_padded_convolutions_are_lowered():
+    network = nn.Sequential(
+        nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), nn.Conv2d(3, 2, 3, bias=False)
+    )
+    kinds = [type(module) for module in network]
+    set_precision(network, "bfloat16", torch.device("cpu"))
+    assert type(network[0]) is kinds[0] and type(network[1]) is not kinds[1]
+    assert network(images()).dtype == torch.float32
+    set_precision(network, "float32", torch.device("cpu"))
+    assert [type(module) for module in network] == kinds
+
+
+def test_matching_networks_take_a_precision():
+    batch = images()
+
+    def build(classes):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            return ConvNet(classes, size=(8, 8), width=8, depth=1)
+
+    exact, lower = (
+        MatchingNetwork(build, 2, batch, precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    parameters = exact.fresh()
+    assert set(lower.fresh()) == set(parameters)
+    first, second = exact(parameters, batch)[0], lower(parameters, batch)[0]
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(first, second, rtol=0, atol=0.05 * float(first.abs().max()))
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ArgumentError, match="`precision` is 'float16', but must be 'auto'"):
+        set_precision(nn.Identity(), "float16", torch.device("cpu"))
+    with pytest.raises(ArgumentError, match="`precision` is 'half'"):
+        MatchingNetwork(plain, 3, images(), precision="half")

@@ -1,0 +1,356 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dc_replay.errors import ArgumentError
+from dc_replay.formation import Formation
+from dc_replay.networks import ConvNet, MatchingNetwork
+from dc_replay.objectives import (
+    BidirectionalMatching,
+    FeatureMatching,
+    GradientMatching,
+    absolute_error,
+    cosine_distance,
+    matching_gradient,
+    squared_error,
+)
+
+GOLDEN = Path(__file__).parent / "data" / "matching.npz"
+CLASSES = 3
+
+
+def slow_squared(first, second):
+    return sum((a - b) ** 2 for a, b in zip(first.flatten(), second.flatten(), strict=True))
+
+
+def slow_absolute(first, second):
+    return sum(abs(a - b) for a, b in zip(first.flatten(), second.flatten(), strict=True))
+
+
+def slow_cosine(first, second):
+    total = 0.0
+    for a, b in zip(first, second, strict=True):
+        a, b = a.flatten(), b.flatten()
+        total = total + 1 - (a @ b) / (a.norm() * b.norm() + 1e-6)
+    return total
+
+
+def slow_gradients(module, images, label, convolutions_only, create_graph):
+    least = 3 if convolutions_only else 2
+    weights = [p for p in module.parameters() if p.ndim >= least]
+    labels = torch.full((len(images),), label, device=images.device)
+    loss = F.cross_entropy(module(images), labels)
+    return torch.autograd.grad(loss, weights, create_graph=create_graph)
+
+
+def slow_distance(objective, module, real, synthetic, label):
+    """The distance for one class, weight by weight and number by number."""
+    total = torch.zeros((), dtype=real.dtype, device=real.device)
+    gradient = getattr(objective, "gradient", objective)
+    if isinstance(gradient, GradientMatching):
+        error = {
+            squared_error: slow_squared,
+            absolute_error: slow_absolute,
+            cosine_distance: slow_cosine,
+        }[gradient.error]
+        only = gradient.convolutions_only
+        targets = slow_gradients(module, real, label, only, False)
+        found = slow_gradients(module, synthetic, label, only, True)
+        assert len(found) == (2 if only else 3)
+        for first, second in zip(found, targets, strict=True):
+            total = total + error(first, second)
+    if isinstance(objective, FeatureMatching | BidirectionalMatching):
+        target = sum(module.embed(image[None])[0] for image in real).detach() / len(real)
+        mean = sum(module.embed(image[None])[0] for image in synthetic) / len(synthetic)
+        total = total + getattr(objective, "weight", 1.0) * slow_squared(mean, target)
+    return total
+
+
+OBJECTIVES = {
+    "squared": GradientMatching(),
+    "squared-all": GradientMatching(convolutions_only=False),
+    "absolute": GradientMatching(absolute_error),
+    "absolute-all": GradientMatching(absolute_error, convolutions_only=False),
+    "cosine": GradientMatching(cosine_distance),
+    "cosine-all": GradientMatching(cosine_distance, convolutions_only=False),
+    "features": FeatureMatching(),
+    "both": BidirectionalMatching(),
+    "both-weighted": BidirectionalMatching(
+        GradientMatching(cosine_distance, convolutions_only=False), weight=0.3
+    ),
+}
+
+every_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+
+
+def build(classes, side=8):
+    network = ConvNet(classes, channels=2, size=(side, side), width=3, depth=2)
+    for name, parameter in network.named_parameters():
+        if name.startswith("layers"):  # normalisation starts from 1 and 0 otherwise
+            nn.init.normal_(parameter, std=0.5)
+    return network.double()
+
+
+@pytest.fixture
+def images(generator, device):
+    """Real [5, 2, 8, 8] and stored [2, 2, 8, 8] images, normalised, in float64."""
+    real = torch.randn(5, 2, 8, 8, dtype=torch.float64, generator=generator)
+    stored = torch.randn(2, 2, 8, 8, dtype=torch.float64, generator=generator)
+    return real.to(device), stored.to(device)
+
+
+@pytest.fixture
+def network(images):
+    return MatchingNetwork(build, CLASSES, images[0])
+
+
+@pytest.fixture
+def parameters(network):
+    return network.fresh()
+
+
+@every_objective
+def test_it_equals_a_loop_with_autograd_class_by_class(objective, network, parameters, images):
+    real, synthetic = images
+    module = build(CLASSES).to(real.device)
+    module.load_state_dict(parameters)
+    for label in range(CLASSES):
+        pixels = synthetic.clone().requires_grad_()
+        expected = slow_distance(objective, module, real, pixels, label)
+        (slope,) = torch.autograd.grad(expected, pixels)
+        gradient, value = matching_gradient(
+            objective, network, parameters, real, synthetic, torch.tensor(label).to(real.device)
+        )
+        torch.testing.assert_close(value, expected.detach(), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(gradient, slope, rtol=1e-9, atol=1e-12)
+
+
+class Matching(torch.autograd.Function):
+    """The distance, with the gradient that `matching_gradient` yields."""
+
+    @staticmethod
+    def forward(ctx, synthetic, *arguments):
+        gradient, value = matching_gradient(*arguments[:-1], synthetic, arguments[-1])
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope * ctx.saved_tensors[0], *[None] * 5
+
+
+@every_objective
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_gradients_reach_the_stored_pixels_through_the_formation(
+    objective, factor, network, parameters, images
+):
+    real, stored = images[0], images[1][:1].clone().requires_grad_()
+    label = torch.tensor(1, device=real.device)
+
+    def distance(stored):
+        decoded = Formation(factor).decode(stored)
+        return Matching.apply(decoded, objective, network, parameters, real, label)
+
+    assert torch.autograd.gradcheck(distance, (stored,), fast_mode=True)
+
+
+@every_objective
+def test_statistics_are_differentiable_by_any_autograd(objective, network, parameters, images):
+    real, synthetic = images[0], images[1].clone().requires_grad_()
+
+    def describe(images):
+        labels = torch.full((len(images),), 2, device=images.device)
+        return objective.statistics(network, parameters, images, labels)
+
+    target = tuple(statistic.detach() for statistic in describe(real))
+
+    def distance(synthetic):
+        return objective.distance(describe(synthetic), target)
+
+    assert torch.autograd.gradcheck(distance, (synthetic,), fast_mode=True)
+    (slope,) = torch.autograd.grad(distance(synthetic), synthetic)
+    gradient, _ = matching_gradient(
+        objective, network, parameters, real, synthetic.detach(), torch.tensor(2).to(real.device)
+    )
+    torch.testing.assert_close(gradient, slope, rtol=1e-9, atol=1e-12)
+
+
+@every_objective
+def test_equal_sets_have_no_distance_and_order_and_repetition_do_not_matter(
+    objective, network, parameters, images
+):
+    real, synthetic = images
+    label = torch.tensor(0, device=real.device)
+    _, same = matching_gradient(objective, network, parameters, real, real.flip(0), label)
+    if objective in (OBJECTIVES["squared"], OBJECTIVES["absolute"], OBJECTIVES["both"]):
+        assert float(same) < 1e-9  # a channel without gradient has a cosine distance of 1
+    gradient, value = matching_gradient(objective, network, parameters, real, synthetic, label)
+    assert value > same
+    assert not gradient.requires_grad and not value.requires_grad
+    twice = torch.cat([synthetic, synthetic])
+    slopes, repeated = matching_gradient(objective, network, parameters, real, twice, label)
+    torch.testing.assert_close(repeated, value, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(slopes[:2] + slopes[2:], gradient, rtol=1e-9, atol=1e-12)
+
+
+@every_objective
+def test_nothing_that_goes_in_is_changed(objective, network, parameters, images):
+    real, synthetic = images
+    kept = {name: value.clone() for name, value in parameters.items()}
+    label = torch.tensor(0, device=real.device)
+    with torch.no_grad():
+        gradient, _ = matching_gradient(objective, network, parameters, real, synthetic, label)
+    assert gradient.any()
+    assert all(torch.equal(parameters[name], kept[name]) for name in kept)
+    assert not any(value.requires_grad or value.grad is not None for value in parameters.values())
+
+
+@pytest.mark.parametrize(
+    ("error", "slow"),
+    [
+        (squared_error, slow_squared),
+        (absolute_error, slow_absolute),
+        (cosine_distance, slow_cosine),
+    ],
+)
+@pytest.mark.parametrize("shape", [(4, 3), (3, 2, 3, 3), (2, 1, 2)])
+def test_errors_are_sums_over_numbers_or_output_channels(error, slow, shape, generator):
+    first, second = (torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
+    torch.testing.assert_close(error(first, second), slow(first, second), rtol=1e-9, atol=1e-12)
+    assert error(first, second).ndim == 0
+
+
+def test_a_channel_without_gradient_has_a_finite_cosine_distance():
+    first = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    distance = cosine_distance(first, torch.ones(2, 3, dtype=torch.float64))
+    assert float(distance.detach()) == 2
+    (slope,) = torch.autograd.grad(distance, first)
+    assert torch.isfinite(slope).all()
+
+
+def test_bidirectional_matching_is_the_sum_of_its_two_parts(network, parameters, images):
+    real, synthetic = images
+    label = torch.tensor(2, device=real.device)
+
+    def match(objective):
+        return matching_gradient(objective, network, parameters, real, synthetic, label)
+
+    together, gradients, features = map(
+        match, (BidirectionalMatching(weight=0.7), GradientMatching(), FeatureMatching())
+    )
+    for whole, first, second in zip(together, gradients, features, strict=True):
+        torch.testing.assert_close(whole, first + 0.7 * second, rtol=1e-9, atol=1e-12)
+
+
+def test_a_network_without_convolutions_needs_another_objective():
+    example = torch.zeros(1, 1, 4, 4)
+    network = MatchingNetwork(
+        lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(16, classes)), 2, example
+    )
+    arguments = (network, network.fresh(), torch.ones(2, 1, 4, 4), example, torch.tensor(0))
+    for objective in (GradientMatching(), BidirectionalMatching()):
+        with pytest.raises(ArgumentError, match="`network` has no convolution weights to match"):
+            matching_gradient(objective, *arguments)
+    for objective in (GradientMatching(convolutions_only=False), FeatureMatching()):
+        assert matching_gradient(objective, *arguments)[0].shape == example.shape
+
+
+def test_objectives_are_values():
+    assert GradientMatching() == GradientMatching(squared_error)
+    assert hash(BidirectionalMatching()) == hash(BidirectionalMatching(weight=1.0))
+    assert GradientMatching() != GradientMatching(absolute_error)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN) as file:
+        return {key: torch.tensor(file[key]) for key in file.files}
+
+
+@pytest.fixture(scope="module")
+def published(golden):
+    """The network of the reference values as a function, and its weights."""
+    network = MatchingNetwork(lambda c: ConvNet(c, width=8).double(), 3, golden["real"])
+    parameters = {}
+    for layer in range(3):
+        for part, position in (("conv", 4 * layer), ("norm", 4 * layer + 1)):
+            for kind in ("weight", "bias"):
+                parameters[f"layers.{position}.{kind}"] = golden[f"{part}{layer}_{kind}"]
+    for kind in ("weight", "bias"):
+        parameters[f"head.{kind}"] = golden[f"fc_{kind}"]
+    assert parameters.keys() == network.fresh().keys()
+    return network, parameters
+
+
+def agree(value, gradient, golden, key):
+    torch.testing.assert_close(value, golden[key], rtol=1e-9, atol=0)
+    expected = golden[f"{key}_grad"]
+    assert float((gradient - expected).norm() / expected.norm()) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("key", "objective"),
+    [
+        ("idc_mse", GradientMatching()),
+        ("idc_l1", GradientMatching(absolute_error)),
+        ("feature_mse", FeatureMatching()),
+        ("dream_plus_mse", BidirectionalMatching()),
+        ("dc_cosine", GradientMatching(cosine_distance, convolutions_only=False)),
+    ],
+)
+def test_it_agrees_with_the_published_implementations(key, objective, golden, published):
+    stored = golden["stored"].clone().requires_grad_()
+    decoded = Formation(2).decode(stored)
+    torch.testing.assert_close(
+        decoded.detach(), golden["decoded_image_major"], rtol=1e-9, atol=1e-12
+    )
+    gradient, value = matching_gradient(
+        objective, *published, golden["real"], decoded.detach(), golden["label"]
+    )
+    decoded.backward(gradient)
+    agree(value, stored.grad, golden, key)
+
+
+@pytest.mark.parametrize(
+    ("key", "parts"),
+    [
+        # weight, real images, decoded images
+        ("mdc_mls2", [(1, slice(None), slice(None)), (1, slice(None), slice(8))]),
+        (
+            "subset_matching_weight_half",
+            [
+                (1.0, slice(None), slice(None)),
+                (0.5, slice(6), slice(8)),
+                (0.5, slice(6, None), slice(8, None)),
+            ],
+        ),
+    ],
+)
+def test_sums_over_parts_agree_with_the_published_implementations(key, parts, golden, published):
+    stored = golden["stored"].clone().requires_grad_()
+    total = 0
+    for weight, real, synthetic in parts:
+        decoded = Formation(2).decode(stored)[synthetic]
+        gradient, value = matching_gradient(
+            GradientMatching(), *published, golden["real"][real], decoded.detach(), golden["label"]
+        )
+        decoded.backward(weight * gradient)
+        total = total + weight * value
+    agree(total, stored.grad, golden, key)
+
+
+def test_prefix_distances_agree_with_the_published_implementation(golden, published):
+    decoded = Formation(2).decode(golden["stored"])
+    distances = [
+        matching_gradient(
+            FeatureMatching(), *published, golden["real"], decoded[: 4 * n], golden["label"]
+        )[1]
+        for n in (1, 2, 3)
+    ]
+    torch.testing.assert_close(
+        torch.stack(distances), golden["mdc_feature_distances"], rtol=1e-9, atol=0
+    )

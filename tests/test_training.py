@@ -1,0 +1,209 @@
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dc_replay.augment import Augmentation, augmentation, cutmix
+from dc_replay.networks import ConvNet, MatchingNetwork
+from dc_replay.pixels import Normalization, dequantise
+from dc_replay.training import NetworkTraining, step_function
+
+CLASSES = 3
+NORMALIZATION = Normalization((0.3, 0.5), (0.2, 0.4))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def build(classes):
+    return ConvNet(classes, channels=2, size=(8, 8), width=3, depth=1).double()
+
+
+@pytest.fixture
+def network(device):
+    return MatchingNetwork(build, CLASSES, torch.zeros(1, 2, 8, 8).double().to(device))
+
+
+@pytest.fixture
+def data(device):
+    pixels = torch.randint(256, (10, 2, 8, 8), dtype=torch.uint8, generator=seeded())
+    labels = torch.randint(CLASSES, (10,), generator=seeded())
+    return dequantise(pixels, torch.float64).to(device), labels.to(device)
+
+
+def test_the_step_is_the_gradient_of_the_mixed_cross_entropy(network, data):
+    images, labels = data
+    partners = labels.flip(0)
+    share = torch.tensor(0.7, dtype=torch.float64, device=images.device)
+    parameters = network.fresh()
+    found = step_function(network)(parameters, images, labels, partners, share)
+
+    module = build(CLASSES).to(images.device)
+    module.load_state_dict(parameters)
+    logits = module(images)
+    loss = 0.7 * F.cross_entropy(logits, labels) + 0.3 * F.cross_entropy(logits, partners)
+    loss.backward()
+    assert set(found) == set(parameters)
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-9, atol=1e-12)
+
+
+def slow_training(training, parameters, images, labels, seed, limit, passes):
+    """The same, with a module, autograd and the optimiser of the library."""
+    module = build(CLASSES).to(images.device)
+    module.load_state_dict(parameters)
+    optimizer = torch.optim.SGD(
+        module.parameters(),
+        lr=training.lr,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+    )
+    generator = seeded(seed)
+    for _ in range(passes):
+        order = torch.randperm(len(images), generator=generator)[:limit]
+        steps = max(1, len(order) // training.batch)
+        for step in range(steps):
+            index = order[step * training.batch : (step + 1) * training.batch]
+            batch = training.augment(NORMALIZATION.apply(images[index]), generator)
+            batch, partners, share = cutmix(batch, generator, probability=training.cutmix)
+            own = labels[index]
+            optimizer.zero_grad()
+            logits = module(batch)
+            loss = share * F.cross_entropy(logits, own)
+            loss = loss + (1 - share) * F.cross_entropy(logits, own[partners])
+            loss.backward()
+            optimizer.step()
+    return dict(module.named_parameters())
+
+
+@pytest.mark.parametrize("limit", [None, 7, 2])
+@pytest.mark.parametrize(
+    "training",
+    [
+        NetworkTraining(batch=4, lr=0.1, cutmix=1.0),
+        NetworkTraining(batch=4, lr=0.1, cutmix=0.0, augment=Augmentation(), weight_decay=0.1),
+        NetworkTraining(batch=64, lr=0.1, momentum=0.0),
+    ],
+    ids=["mixed", "plain", "one-batch"],
+)
+def test_training_equals_an_ordinary_loop(training, limit, network, data):
+    images, labels = data
+    parameters = network.fresh()
+    expected = slow_training(training, copy.deepcopy(parameters), images, labels, 4, limit, 3)
+    optimizer, generator = training.optimizer(parameters), seeded(4)
+    for _ in range(3):
+        training.train(
+            step_function(network),
+            parameters,
+            optimizer,
+            images,
+            labels,
+            normalization=NORMALIZATION,
+            generator=generator,
+            limit=limit,
+        )
+    for name, value in parameters.items():
+        torch.testing.assert_close(value, expected[name].detach(), rtol=1e-9, atol=1e-11)
+        assert value.grad is None
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "limit", "sizes"),
+    [
+        (10, 4, None, [4, 4]),  # the last two wait for another pass
+        (10, 10, None, [10]),
+        (10, 64, None, [10]),
+        (10, 4, 6, [4]),
+        (10, 4, 3, [3]),
+        (10, 1, 2, [1, 1]),
+        (10, 5, 99, [5, 5]),
+        (1, 4, None, [1]),
+    ],
+)
+def test_batches_are_whole_where_there_is_one(count, batch, limit, sizes):
+    seen = []
+
+    def step(parameters, images, labels, partners, share):
+        seen.append(labels.tolist())
+        return {name: torch.zeros_like(value) for name, value in parameters.items()}
+
+    parameters = {"weight": torch.ones(2)}
+    training = NetworkTraining(batch=batch)
+    training.train(
+        step,
+        parameters,
+        training.optimizer(parameters),
+        torch.zeros(count, 2, 8, 8),
+        torch.arange(count),
+        normalization=NORMALIZATION,
+        generator=seeded(),
+        limit=limit,
+    )
+    assert [len(labels) for labels in seen] == sizes
+    flat = [label for labels in seen for label in labels]
+    assert len(set(flat)) == len(flat)  # no image twice in a pass
+
+
+def test_bytes_and_floats_train_alike():
+    pixels = torch.randint(256, (6, 2, 8, 8), dtype=torch.uint8, generator=seeded())
+    seen = []
+
+    def step(parameters, images, labels, partners, share):
+        seen.append(images)
+        return {}
+
+    for images in (pixels, dequantise(pixels)):
+        NetworkTraining(batch=6).train(
+            step,
+            {},
+            torch.optim.SGD([torch.zeros(1)], lr=0.1),
+            images,
+            torch.zeros(6, dtype=torch.int64),
+            normalization=NORMALIZATION,
+            generator=seeded(),
+        )
+    assert torch.equal(*seen)
+
+
+def test_the_defaults_are_the_published_settings():
+    training = NetworkTraining()
+    assert training == NetworkTraining(
+        lr=0.01,
+        momentum=0.9,
+        weight_decay=5e-4,
+        batch=64,
+        augment=augmentation("color", "crop"),
+        cutmix=0.5,
+    )
+    group = training.optimizer({"weight": torch.zeros(2)}).param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.01, 0.9, 5e-4)
+    assert not group["nesterov"] and group["dampening"] == 0
+
+
+def test_it_learns():
+    """Two classes that differ in brightness are told apart after a few passes."""
+    labels = torch.arange(2).repeat(20)
+    images = (0.3 + 0.4 * labels.view(-1, 1, 1, 1)).expand(40, 2, 8, 8)
+    images = images + 0.1 * torch.rand(images.shape, generator=seeded())
+    network = MatchingNetwork(
+        lambda classes: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(128, classes)),
+        2,
+        images,
+    )
+    parameters = network.fresh()
+    training = NetworkTraining(lr=0.01, batch=10, augment=Augmentation(), cutmix=0.0)
+    optimizer, generator = training.optimizer(parameters), seeded()
+    for _ in range(5):
+        training.train(
+            step_function(network),
+            parameters,
+            optimizer,
+            images,
+            labels,
+            normalization=NORMALIZATION,
+            generator=generator,
+        )
+    logits, _ = network(parameters, NORMALIZATION.apply(images))
+    assert (logits.argmax(dim=1) == labels).all()
