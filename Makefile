@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 TEST_ARGS ?= -n auto
-DEMO_ARGS ?= --data digits --out runs/demo
+DEMO_ARGS ?= --data digits --preset fast --factor 1 --ipc 2 --out runs/demo
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed

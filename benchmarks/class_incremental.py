@@ -188,7 +188,7 @@ class Run:
         if arguments.protocol != "replay":
             images = per_step * arguments.ipc * presentations
         mode: Any = {"auto": "auto", "always": True, "never": False}[arguments.compile]
-        batch = settings.batch
+        batch = settings.gdumb_batch if arguments.protocol == "gdumb" else settings.batch
         model = compile_layers(
             factory(per_step),
             batch=2 * batch if arguments.protocol == "replay" else batch,
@@ -314,16 +314,21 @@ class Run:
     def draw_exemplars(self, *, classes: int = 10, images: int = 10) -> None:
         """Draw what each method stores of the first classes."""
         sheet: dict[str, torch.Tensor] = {}
+        order = class_order(
+            self.data, self.arguments.order, seed=self.seeds[0], classes=self.classes
+        )
+        names: list[str] = []
         for method in self.methods:
             path = self._memory_file(method)
             if path.exists():
                 memory = ExemplarMemory.load(path)
                 shown = memory.classes[:classes]
                 rows = [memory.of_class(label) for label in shown]
-                width = min(images, *(len(row) for row in rows))
+                names = [self.data.class_names[order[label]] for label in shown]
+                width = min([images, *(len(row) for row in rows)])
                 sheet[method] = torch.stack([row[:width] for row in rows])
         if sheet:
-            exemplar_sheet(sheet, self.arguments.out / "exemplars.png")
+            exemplar_sheet(sheet, self.arguments.out / "exemplars.png", class_names=names)
 
 
 @dataclass

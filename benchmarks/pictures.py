@@ -193,7 +193,8 @@ def exemplar_sheet(
         )
     dpi, margin, title = 100, 24, 34
     names = 0 if class_names is None else 16 + 7 * max(len(name) for name in class_names)
-    widest = max(panel.shape[1] for panel in panels.values())
+    # A letter of a title is about 11 pixels wide.
+    widest = max(max(panel.shape[1], 11 * len(name)) for name, panel in panels.items())
     tallest = max(panel.shape[0] for panel in panels.values())
     across = min(len(panels), max(1, 1800 // (widest + margin)))
     down = math.ceil(len(panels) / across)

@@ -28,7 +28,8 @@ class Preset:
         selection_epochs: Epochs before herding, k-center and the like look at features.
         epochs: Epochs of training in an experience.
         lr: Learning rate of that training.
-        batch: Images in a mini-batch; GDumb's is 256 where that is published.
+        batch: Images in a mini-batch.
+        gdumb_batch: Images in a mini-batch of protocol gdumb.
     """
 
     width: int
@@ -41,6 +42,7 @@ class Preset:
     epochs: int
     lr: float
     batch: int
+    gdumb_batch: int
 
 
 PRESETS: dict[str, Preset] = {
@@ -55,6 +57,7 @@ PRESETS: dict[str, Preset] = {
         epochs=2,
         lr=0.01,
         batch=64,
+        gdumb_batch=64,
     ),
     "fast": Preset(
         width=64,
@@ -68,6 +71,7 @@ PRESETS: dict[str, Preset] = {
         epochs=40,
         lr=0.02,
         batch=64,
+        gdumb_batch=64,
     ),
     "paper": Preset(
         width=128,
@@ -80,6 +84,7 @@ PRESETS: dict[str, Preset] = {
         epochs=1000,
         lr=0.01,
         batch=64,
+        gdumb_batch=256,
     ),
 }
 

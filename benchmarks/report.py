@@ -23,6 +23,7 @@ __all__ = [
     "accuracy_plot",
     "exemplar_sheet",
     "markdown_report",
+    "results_section",
     "terminal_table",
     "write_report",
 ]
@@ -67,6 +68,29 @@ def markdown_report(
         parts.append("## Settings\n\n" + _markdown_table(("setting", "value"), cells))
     parts.append("## Environment\n\n" + _environment(rows))
     return "\n\n".join(parts) + "\n"
+
+
+def results_section(rows: Iterable[Mapping[str, Any]], command: str) -> str:
+    """Write the tables of a run for a longer page: what was measured, the figures, the command.
+
+    Raises:
+        ArgumentError: If there are no rows.
+    """
+    rows = list(rows)
+    parts = []
+    for comparison in compare(rows):
+        parts.append(
+            f"{comparison.data}, {len(comparison.classes_seen)} steps, {comparison.network}, "
+            f"{comparison.protocol}. {_explanation(comparison)}"
+        )
+        parts.append(_markdown_table(*_table(comparison)))
+    newest = rows[-1]
+    parts.append(
+        f"Measured on {newest['device']}, torch {newest['versions']['torch']}, preset "
+        f"`{newest['preset']}`, commit {newest['commit']}:"
+    )
+    parts.append(f"```sh\n{command.strip()}\n```")
+    return "\n\n".join(parts)
 
 
 def terminal_table(rows: Iterable[Mapping[str, Any]]) -> str:

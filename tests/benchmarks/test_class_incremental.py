@@ -188,3 +188,15 @@ def test_presets_build_every_recipe(preset: str) -> None:
         assert (built["dm"].outer, built["dm"].inner) == (20_000, 1)
         assert (built["dc"].outer, built["dc"].inner, built["dc"].update.epochs) == (1000, 20, 25)
         assert isinstance(factory(2), ConvNet)
+
+
+def test_real_images_from_an_npz_file(cifar100_npz: Path, tmp_path: Path) -> None:
+    real = smoke(tmp_path, data=f"npz:{cifar100_npz}", methods="random,dream_plus")
+    main(real, "x")
+    assert {row["stored_bytes"] for row in rows(tmp_path)} == {2 * 2 * 3072, 4 * 2 * 3072}
+    stored = ExemplarMemory.load(tmp_path / "memories" / "random.safetensors")
+    raw = class_incremental.load(real.data).x_train
+    for image in stored.exemplars.pixels:
+        assert (raw == image).flatten(1).all(dim=1).any()
+    condensed = ExemplarMemory.load(tmp_path / "memories" / "dream_plus.safetensors")
+    assert not (raw == condensed.exemplars.pixels[0]).flatten(1).all(dim=1).any()
