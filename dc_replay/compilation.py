@@ -32,7 +32,7 @@ def wanted(mode: CompileMode, *, steps: int) -> bool:
 def compiled(function: Callable[..., Any], compile: bool) -> Callable[..., Any]:
     """Compile a pure function of tensors as one static graph, or leave it as it is.
 
-    Where compiling fails, at the first call, a warning says why and the function runs as it is.
+    Where compiling fails a warning says why, and the function runs as it is from then on.
 
     Args:
         function: A pure function of tensors and containers of tensors.
@@ -45,14 +45,14 @@ class _Compiled:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._plain = function
         self._run: Callable[..., Any] = torch.compile(function, dynamic=False)
-        self._proven = False
 
     def __call__(self, *arguments: Any) -> Any:
-        if self._proven:
-            return self._run(*arguments)
         try:
-            result = self._run(*arguments)
+            # Each new shape of the arguments compiles anew, so any call may be the one that fails.
+            return self._run(*arguments)
         except Exception as error:  # compilers fail in many ways, and none should stop the run
+            if self._run is self._plain:
+                raise
             result = self._plain(*arguments)
             first = str(error).strip().splitlines()
             warnings.warn(
@@ -62,5 +62,4 @@ class _Compiled:
                 stacklevel=2,
             )
             self._run = self._plain
-        self._proven = True
-        return result
+            return result

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
 from dc_replay.augment import Augmentation, augmentation
+from dc_replay.budgets import whole
 from dc_replay.compilation import CompileMode, wanted
 from dc_replay.errors import ArgumentError, DCReplayError
 from dc_replay.exemplars import Exemplars
@@ -58,6 +59,11 @@ class PixelStep:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ArgumentError(f"`lr` is {self.lr}, but the pixels' learning rate must be above 0")
+        if self.reference is not None and self.reference < 1:
+            raise ArgumentError(
+                f"`reference` is {self.reference}, but must be at least 1 image per class, or None "
+                f"to use `lr` as it is"
+            )
 
     def optimizer(self, pixels: list[Tensor]) -> torch.optim.SGD:
         """An optimiser over the stored images of each class."""
@@ -233,7 +239,7 @@ class Condenser:
         self.formation.check(images.shape[2], images.shape[3])
         found, targets = labels.to(images.device).unique(return_inverse=True)
         names = tuple(found.tolist())
-        if isinstance(quotas, int):
+        if not isinstance(quotas, Mapping):
             quotas = dict.fromkeys(names, quotas)
         missing = [name for name in names if name not in quotas]
         if missing:
@@ -241,17 +247,12 @@ class Condenser:
                 f"`quotas` names no number of stored images for the classes {missing}; "
                 f"name one for each class in `labels`, or pass a single number"
             )
-        for name in names:
-            if quotas[name] < 1:
-                raise ArgumentError(
-                    f"`quotas` gives class {name} {quotas[name]} stored images, but the least "
-                    f"is 1; raise the budget, or leave the class's images out"
-                )
+        most = [whole(f"quotas[{name}]", quotas[name]) for name in names]
         if normalization is None:
             normalization = Normalization.identity(images.shape[1])
         real = RealImages(images, targets, names, normalization)
         normalization.apply(torch.zeros_like(images[:1], dtype=torch.float32))
-        counts = [min(quotas[name], len(rows)) for name, rows in zip(names, real.rows, strict=True)]
+        counts = [min(limit, len(rows)) for limit, rows in zip(most, real.rows, strict=True)]
         return real, counts
 
     def _condense(

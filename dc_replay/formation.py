@@ -47,11 +47,13 @@ class Formation:
         return self.factor**2
 
     def check(self, height: int, width: int) -> None:
-        """Raise an ArgumentError if images of this size cannot be cut by the factor."""
-        if self.factor > min(height, width):
+        """Raise an ArgumentError if the factor would put whole crops outside of such images."""
+        if not all(_fits(self.factor, side) for side in (height, width)):
+            smaller = range(self.factor - 1, 0, -1)
+            best = next(f for f in smaller if _fits(f, height) and _fits(f, width))
             raise ArgumentError(
-                f"`factor` is {self.factor}, which is more than the shorter side of images of "
-                f"{height}x{width} pixels; use a factor of at most {min(height, width)}"
+                f"`factor` is {self.factor}, which leaves whole crops outside of images of "
+                f"{height}x{width} pixels; use a factor that fits, such as {best}"
             )
 
     def decode(self, stored: Tensor) -> Tensor:
@@ -137,3 +139,8 @@ class Formation:
     @staticmethod
     def _enlarge(crops: Tensor, size: torch.Size) -> Tensor:
         return F.interpolate(crops, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _fits(factor: int, side: int) -> bool:
+    """Whether the last crop along a side begins inside of it."""
+    return (factor - 1) * -(-side // factor) < side

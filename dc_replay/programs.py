@@ -36,7 +36,6 @@ class Programs:
     match: MatchFunction | None
 
 
-@functools.lru_cache(maxsize=8)
 def programs(
     factory: NetworkFactory,
     classes: int,
@@ -57,6 +56,23 @@ def programs(
         precision: What its convolutions compute in.
         compile: Whether to compile the functions.
     """
+    arguments = (factory, classes, shape, device, objective, precision, compile)
+    try:
+        hash(arguments)
+    except TypeError:  # a factory or objective of the user's that has no hash is built each time
+        return _build(*arguments)
+    return _cached(*arguments)
+
+
+def _build(
+    factory: NetworkFactory,
+    classes: int,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    objective: Objective | None,
+    precision: Precision,
+    compile: bool,
+) -> Programs:
     # Whether this is a cache hit must not show in what a seed gives, so no draw leaves here.
     with isolated(Generator().manual_seed(0), device):
         example = torch.zeros((1, *shape), device=device)
@@ -77,3 +93,6 @@ def programs(
         step=compiled(step_function(network), compile),
         match=match,
     )
+
+
+_cached = functools.lru_cache(maxsize=8)(_build)

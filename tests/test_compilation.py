@@ -8,7 +8,7 @@ from dc_replay.compilation import STEPS_THAT_REPAY, compiled, wanted
 from dc_replay.errors import ArgumentError
 from dc_replay.networks import convnet_for
 from dc_replay.objectives import BidirectionalMatching, GradientMatching, matching_gradient
-from dc_replay.programs import programs
+from dc_replay.programs import _cached, programs
 from dc_replay.training import step_function
 
 SHAPE = (1, 8, 8)
@@ -71,6 +71,22 @@ def test_where_compiling_fails_a_warning_says_why_once_and_it_runs_uncompiled(mo
     assert len(tries) == 1
 
 
+def test_compiling_may_fail_for_a_later_shape(monkeypatch):
+    def fake(function, **options):
+        def picky(values):
+            if len(values) == 3:
+                raise RuntimeError("no such shape")
+            return function(values)
+
+        return picky
+
+    monkeypatch.setattr(compilation.torch, "compile", fake)
+    run = compiled(double, True)
+    run(torch.ones(2))
+    with pytest.warns(RuntimeWarning, match="no such shape"):
+        assert torch.equal(run(torch.ones(3)), torch.full((3,), 2.0))
+
+
 def test_a_function_that_itself_fails_raises_its_own_error(monkeypatch):
     def broken(values):
         raise KeyError("mine")
@@ -93,7 +109,7 @@ def test_programs_are_built_once_for_equal_arguments():
 
 
 def test_building_programs_draws_nothing():
-    programs.cache_clear()
+    _cached.cache_clear()
     state = torch.get_rng_state()
     program(GradientMatching())
     assert torch.equal(torch.get_rng_state(), state)

@@ -18,7 +18,7 @@ CASES = [
     (2, 5, 8, 6),
     (3, 2, 9, 12),
     (3, 3, 8, 10),
-    (4, 1, 6, 13),
+    (4, 1, 7, 13),
 ]
 
 
@@ -44,12 +44,9 @@ def slow_decode(stored, factor):
 @st.composite
 def stored_images(draw):
     factor = draw(st.integers(1, 4))
-    shape = (
-        draw(st.integers(1, 3)),
-        draw(st.integers(1, 5)),
-        draw(st.integers(factor, 13)),
-        draw(st.integers(factor, 13)),
-    )
+    # The last crop must begin inside of the image.
+    side = st.integers(1, 13).filter(lambda side: (factor - 1) * math.ceil(side / factor) < side)
+    shape = (draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(side), draw(side))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     return factor, torch.rand(shape, dtype=torch.float64, generator=generator)
 
@@ -153,16 +150,19 @@ def test_only_whole_factors_of_at_least_1_are_taken(factor):
         Formation(factor)
 
 
-def test_a_factor_above_the_shorter_side_is_refused():
-    Formation(4).check(4, 9)
+@pytest.mark.parametrize(
+    ("factor", "height", "width", "fits"),
+    [(5, 9, 4, 2), (4, 6, 9, 3), (9, 32, 32, 8), (3, 4, 4, 2)],
+)
+def test_a_factor_with_crops_outside_of_the_image_is_refused(factor, height, width, fits):
+    message = f"`factor` is {factor}.*{height}x{width} pixels; .* such as {fits}$"
     for use in (
-        lambda: Formation(5).check(9, 4),
-        lambda: Formation(5).decode(torch.zeros(1, 1, 9, 4)),
+        lambda: Formation(factor).check(height, width),
+        lambda: Formation(factor).decode(torch.zeros(1, 1, height, width)),
     ):
-        with pytest.raises(
-            ArgumentError, match="`factor` is 5.*9x4 pixels; use a factor of at most 4"
-        ):
+        with pytest.raises(ArgumentError, match=message):
             use()
+    Formation(fits).check(height, width)
 
 
 def test_an_incomplete_group_cannot_be_packed():

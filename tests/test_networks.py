@@ -62,6 +62,13 @@ def test_convnet_has_the_published_layers():
     assert sum(p.numel() for p in network.parameters()) == 320_010
 
 
+def test_convnet_pads_images_of_28_pixels_to_32():
+    for size, first in ((28, 28), 3), ((28, 30), 1), ((32, 32), 1):
+        network = ConvNet(2, size=size, width=2)
+        padding = [layer.padding for layer in network.layers[::4]]
+        assert padding == [(first, first), (1, 1), (1, 1)]
+
+
 def test_its_normalisation_is_instance_normalisation():
     network = ConvNet(3, size=(12, 8), width=5, depth=2).double()
     reference = nn.Sequential(
@@ -179,6 +186,18 @@ def test_matching_networks_yield_logits_and_what_enters_the_last_linear_layer(fa
     last.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
     torch.testing.assert_close(logits, module(batch))
     torch.testing.assert_close(features, entered[0])
+
+
+def test_features_enter_the_last_of_several_fitting_layers_and_are_not_kept():
+    def build(classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(192, classes), nn.Linear(classes, classes))
+
+    batch = images()
+    network = MatchingNetwork(build, 3, batch)
+    parameters = network.fresh()
+    logits, features = network(parameters, batch)
+    torch.testing.assert_close(logits, features @ parameters["2.weight"].T + parameters["2.bias"])
+    assert network._module._taken is None
 
 
 @pytest.mark.parametrize("side", [32, 64])

@@ -1,0 +1,706 @@
+import dataclasses
+import math
+import random as python_random
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dc_replay import recipes
+from dc_replay.augment import Augmentation
+from dc_replay.condense import Apprentice, Condensed, Condenser, OnReal, OnSynthetic, PixelStep
+from dc_replay.errors import ArgumentError, DCReplayError
+from dc_replay.formation import Formation
+from dc_replay.networks import ConvNet, MatchingNetwork, convnet_for
+from dc_replay.objectives import (
+    BidirectionalMatching,
+    FeatureMatching,
+    GradientMatching,
+    cosine_distance,
+    matching_gradient,
+)
+from dc_replay.pixels import Normalization, dequantise, quantise
+from dc_replay.programs import _cached, programs
+from dc_replay.sampling import RealImages, Representative, Uniform
+from dc_replay.selection import RandomImages
+from dc_replay.training import NetworkTraining
+
+CPU = torch.device("cpu")
+NORMALIZATION = Normalization((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def toy(counts=(12, 12), shape=(3, 8, 8), *, device="cpu", labels=None):
+    """Noise about one coloured pattern for each class, classes interleaved."""
+    names = torch.tensor(labels if labels is not None else range(len(counts)))
+    patterns = torch.rand(len(counts), *shape, generator=seeded(1))
+    targets = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    targets = targets[torch.randperm(len(targets), generator=seeded(2))]
+    noise = torch.rand(len(targets), *shape, generator=seeded(3))
+    images = quantise(0.6 * patterns[targets] + 0.4 * noise)
+    return images.to(device), names[targets].to(device)
+
+
+def network(shape=(3, 8, 8)):
+    return convnet_for(shape, width=8)
+
+
+def small(name="dream_plus", *, shape=(3, 8, 8), outer=1, inner=2, **parts):
+    """A recipe at a size that takes no time."""
+    options = {"network": network(shape)}
+    if "factor" in parts:
+        options["factor"] = parts.pop("factor")
+    condenser = recipes.RECIPES[name](**options)
+    if condenser.objective is not None:
+        condenser = replace(condenser, outer=outer, inner=inner)
+    if isinstance(condenser.sampler, Representative):
+        parts.setdefault("sampler", Representative(4))
+    return replace(condenser, **parts)
+
+
+def run(condenser, images, labels, *, quotas=2, seed=0, **options):
+    condensed = condenser.condense(images, labels, quotas=quotas, generator=seeded(seed), **options)
+    assert isinstance(condensed, Condensed)
+    return condensed
+
+
+every_recipe = pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+optimising = pytest.mark.parametrize("name", ["dc", "dsa", "dm", "idc_i", "idc", "dream"])
+
+
+@every_recipe
+def test_it_yields_bytes_of_the_right_classes_and_a_history(name, device):
+    images, labels = toy((9, 7, 8), device=device, labels=[40, 7, 12])
+    condenser = small(name, outer=2, inner=3)
+    condensed = run(condenser, images, labels, quotas=2, normalization=NORMALIZATION)
+    exemplars = condensed.exemplars
+    assert exemplars.pixels.shape == (6, 3, 8, 8) and exemplars.pixels.dtype == torch.uint8
+    assert exemplars.labels.tolist() == [7, 7, 12, 12, 40, 40]
+    assert exemplars.nbytes == 6 * 3 * 8 * 8
+    assert exemplars.pixels.device == images.device == exemplars.labels.device
+    if condenser.objective is None:
+        assert condensed.history == {}
+    else:
+        distances = condensed.history["distance"]
+        assert len(distances) == 6
+        assert all(math.isfinite(d) and d > 0 for d in distances)
+
+
+def held_out_distance(objective, exemplars, formation, images, labels, seeds=3):
+    """The mean distance of exemplars to all real images on networks that took no part."""
+    matching = MatchingNetwork(network(), 2, torch.zeros(1, 3, 8, 8))
+    total = 0.0
+    for seed in range(seeds):
+        torch.manual_seed(1000 + seed)
+        parameters = matching.fresh()
+        for label in exemplars.classes:
+            real = NORMALIZATION.apply(dequantise(images[labels == label]))
+            stored = dequantise(exemplars.of_class(label))
+            synthetic = NORMALIZATION.apply(formation.decode(stored))
+            target = torch.tensor(label)
+            total += float(
+                matching_gradient(objective, matching, parameters, real, synthetic, target)[1]
+            )
+    return total / seeds
+
+
+@pytest.mark.parametrize(
+    ("objective", "factor", "lr"),
+    [
+        (GradientMatching(), 2, 0.05),
+        (BidirectionalMatching(), 1, 0.02),
+        (FeatureMatching(), 2, 0.02),
+        (GradientMatching(cosine_distance, convolutions_only=False), 1, 0.02),
+    ],
+    ids=["gradient", "both", "features", "cosine"],
+)
+def test_the_matching_distance_falls(objective, factor, lr):
+    images, labels = toy((30, 30))
+    condenser = small(
+        "idc",
+        factor=factor,
+        objective=objective,
+        outer=4,
+        inner=15,
+        update=None,
+        sampler=Uniform(30),
+        augment=Augmentation(),
+        pixels=PixelStep(lr=lr, reference=None),
+    )
+    options = {"normalization": NORMALIZATION, "quotas": 2}
+    # The same seed selects the same images.
+    before = run(replace(condenser, objective=None), images, labels, **options).exemplars
+    after = run(condenser, images, labels, **options).exemplars
+    formation = Formation(factor)
+    first = held_out_distance(objective, before, formation, images, labels)
+    last = held_out_distance(objective, after, formation, images, labels)
+    assert last < 0.8 * first
+
+
+@every_recipe
+def test_a_seed_gives_the_same_bytes_with_a_cold_and_a_warm_cache(name):
+    images, labels = toy()
+    condenser = small(name)
+    _cached.cache_clear()
+    cold, warm = (run(condenser, images, labels, seed=5) for _ in range(2))
+    torch.rand(7)  # and whatever the global generators are
+    again = run(condenser, images, labels, seed=5)
+    for other in (warm, again):
+        assert torch.equal(cold.exemplars.pixels, other.exemplars.pixels)
+        assert cold.history == other.history
+
+
+@every_recipe
+def test_different_seeds_give_different_bytes(name):
+    images, labels = toy((40, 40))
+    first, second = (run(small(name), images, labels, seed=s).exemplars.pixels for s in (1, 2))
+    assert not torch.equal(first, second)
+
+
+@every_recipe
+def test_global_random_states_stay_as_they_were(name, device):
+    images, labels = toy(device=device)
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    python_state = python_random.getstate()
+    device_state = torch.cuda.get_rng_state() if device.type == "cuda" else None
+    _cached.cache_clear()
+    run(small(name), images, labels)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state[1])  # noqa: NPY002
+    assert np.random.get_state()[2:] == numpy_state[2:]  # noqa: NPY002
+    assert python_random.getstate() == python_state
+    if device_state is not None:
+        assert torch.equal(torch.cuda.get_rng_state(), device_state)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", ["dream_plus", "dsa", "herding", "dm", "forgetting"])
+def test_it_works_where_gradients_are_off(name, context):
+    images, labels = toy()
+    expected = run(small(name), images, labels)
+    with context():
+        # Data that are themselves made inside are inference tensors.
+        found = run(small(name), images.clone(), labels.clone())
+        assert not torch.is_grad_enabled()
+    assert torch.equal(found.exemplars.pixels, expected.exemplars.pixels)
+    assert found.history == expected.history
+
+
+@pytest.mark.parametrize(
+    ("shape", "factor"),
+    [((1, 8, 8), 2), ((5, 8, 8), 2), ((3, 8, 12), 2), ((3, 9, 7), 2), ((2, 10, 8), 3)],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["idc", "dream_plus", "representative", "dc"])
+def test_channels_sides_and_factors(name, shape, factor):
+    images, labels = toy(shape=shape)
+    exemplars = run(small(name, shape=shape, factor=factor), images, labels).exemplars
+    assert exemplars.pixels.shape == (4, *shape)
+
+
+def test_the_default_network_fits_the_images():
+    images, labels = toy((3, 3), (2, 10, 8))
+    condenser = replace(recipes.idc(outer=1, inner=1), sampler=Uniform(2), update=None)
+    assert run(condenser, images, labels).exemplars.pixels.shape == (4, 2, 10, 8)
+
+
+@pytest.mark.parametrize("name", ["random", "herding", "idc", "dream_plus", "dc"])
+def test_quotas_may_differ_and_are_cut_to_the_images_there_are(name):
+    images, labels = toy((9, 3, 1, 5), labels=[4, 5, 6, 7])
+    quotas = {4: 1, 5: 8, 6: 3, 7: 2, 99: 4}
+    exemplars = run(small(name), images, labels, quotas=quotas).exemplars
+    assert exemplars.counts == {4: 1, 5: 3, 6: 1, 7: 2}
+
+
+@every_recipe
+@pytest.mark.parametrize("kind", ["constant", "duplicates", "one-class", "one-image"])
+def test_images_that_tell_nothing_apart_do_no_harm(name, kind):
+    images, labels = toy((6, 6))
+    if kind == "constant":
+        images = torch.full_like(images, 77)
+    elif kind == "duplicates":
+        images = images[:1].expand_as(images).contiguous()
+    elif kind == "one-class":
+        labels = torch.zeros_like(labels)
+    else:
+        images, labels = images[:1], labels[:1]
+    condensed = run(small(name, outer=2), images, labels, quotas=3)
+    expected = {int(label): min(3, int((labels == label).sum())) for label in labels.unique()}
+    assert condensed.exemplars.counts == expected
+    assert all(math.isfinite(d) for d in condensed.history.get("distance", []))
+
+
+def deterministic(classes):
+    """The same weights each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        return ConvNet(classes, size=(8, 8), width=4, depth=1)
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Samples all real images of a class in order."""
+
+    def draw(self, real, previous, inner, embed, generator):
+        return list(real.rows)
+
+
+@dataclass(frozen=True)
+class First:
+    """Selects the first images of a class."""
+
+    def choose(self, real, counts, learner, generator):
+        return [rows[:count] for rows, count in zip(real.rows, counts, strict=True)]
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Trains on all real images, and notes the pixels of each step."""
+
+    seen: list = field(default_factory=list)
+
+    def __call__(self, apprentice, pixels):
+        self.seen.append([p.clone() for p in pixels])
+        apprentice.train_on_real()
+
+
+def hand_written(images, labels, counts, *, factor, training, step, outer, inner):
+    """IDC for deterministic samples and no augmentation, the plain way."""
+    formation = Formation(factor)
+    real = [NORMALIZATION.apply(images[labels == c].float() / 255) for c in range(len(counts))]
+    stored = []
+    for c, count in enumerate(counts):
+        first = images[labels == c][: count * factor**2].float() / 255
+        stored.append(formation.pack(first).requires_grad_())
+    optimizers = [
+        torch.optim.SGD([p], lr=step.lr * len(p) / step.reference, momentum=step.momentum)
+        for p in stored
+    ]
+    seen, distances = [], []
+    for _ in range(outer):
+        module = deterministic(len(counts))
+        learner = torch.optim.SGD(
+            module.parameters(),
+            lr=training.lr,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+        )
+        for _ in range(inner):
+            total = 0.0
+            convolutions = [p for p in module.parameters() if p.ndim == 4]
+            for c, pixels in enumerate(stored):
+                target = torch.autograd.grad(
+                    F.cross_entropy(module(real[c]), torch.full((len(real[c]),), c)), convolutions
+                )
+                synthetic = NORMALIZATION.apply(formation.decode(pixels))
+                found = torch.autograd.grad(
+                    F.cross_entropy(module(synthetic), torch.full((len(synthetic),), c)),
+                    convolutions,
+                    create_graph=True,
+                )
+                distance = sum(((a - b) ** 2).sum() for a, b in zip(found, target, strict=True))
+                optimizers[c].zero_grad()
+                (pixels.grad,) = torch.autograd.grad(distance, pixels)
+                optimizers[c].step()
+                total += float(distance.detach())
+            distances.append(total / len(stored))
+            seen.append([p.detach().clone() for p in stored])
+            learner.zero_grad()
+            everything = NORMALIZATION.apply(images.float() / 255)
+            F.cross_entropy(module(everything), labels).backward()
+            learner.step()
+        with torch.no_grad():
+            for pixels in stored:
+                pixels.clamp_(0, 1)
+    return seen, distances, [p.detach() for p in stored]
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_outer_iterations_equal_a_loop_written_by_hand(factor):
+    images, labels = toy((9, 8, 6))
+    counts = [2, 1, 1]
+    training = NetworkTraining(
+        lr=0.05, batch=len(images), augment=Augmentation(), cutmix=0.0, weight_decay=0.01
+    )
+    step = PixelStep(lr=0.5, momentum=0.5, reference=10)
+    recorder = Recorder()
+    condenser = Condenser(
+        name="by-hand",
+        formation=Formation(factor),
+        selection=First(),
+        objective=GradientMatching(),
+        sampler=Everything(),
+        augment=Augmentation(),
+        network=deterministic,
+        training=training,
+        update=recorder,
+        pixels=step,
+        outer=2,
+        inner=3,
+    )
+    condensed = run(
+        condenser,
+        images,
+        labels,
+        quotas=dict(enumerate(counts)),
+        normalization=NORMALIZATION,
+    )
+    seen, distances, stored = hand_written(
+        images, labels, counts, factor=factor, training=training, step=step, outer=2, inner=3
+    )
+    assert len(recorder.seen) == len(seen) == 6
+    for ours, theirs in zip(recorder.seen, seen, strict=True):
+        for first, second in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(first, second, rtol=0, atol=2e-6)
+    moved = [(a - b).abs().max() for a, b in zip(seen[-1], seen[0], strict=True)]
+    assert min(moved) > 1e-3  # far more than the tolerance
+    assert condensed.history["distance"] == pytest.approx(distances, rel=1e-4)
+    difference = condensed.exemplars.pixels.int() - quantise(torch.cat(stored)).int()
+    assert difference.abs().max() <= 1
+
+
+def test_pixels_may_leave_0_to_1_until_the_outer_iteration_ends():
+    images, labels = toy()
+    images = torch.where(images > 127, 255, 0).to(torch.uint8)
+    recorder = Recorder()
+    condenser = small(
+        "idc_i", outer=2, inner=3, update=recorder, pixels=PixelStep(lr=5.0), selection=First()
+    )
+    run(condenser, images, labels)
+    steps = [torch.cat(pixels) for pixels in recorder.seen]
+    outside = [bool(((p < 0) | (p > 1)).any()) for p in steps]
+    assert all(outside)
+    # The fourth step starts from clamped pixels, so they are nearer to [0, 1] than after the third.
+    excess = [float((p - p.clamp(0, 1)).abs().sum()) for p in steps]
+    assert excess[2] > excess[1] > excess[0]
+    assert excess[3] < excess[2]
+
+
+@pytest.mark.parametrize(
+    ("reference", "rates"), [(10, [0.1, 0.05]), (5, [0.2, 0.1]), (None, [0.5, 0.5])]
+)
+def test_the_learning_rate_grows_with_the_images_of_a_class(reference, rates):
+    pixels = [torch.zeros(2, 3, 4, 4), torch.zeros(1, 3, 4, 4)]
+    optimizer = PixelStep(lr=0.5, momentum=0.3, reference=reference).optimizer(pixels)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(rates)
+    assert all(group["momentum"] == 0.3 for group in optimizer.param_groups)
+    assert all(group["weight_decay"] == 0 for group in optimizer.param_groups)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Feature matching that notes how many images it is given."""
+
+    seen: list = field(default_factory=list, compare=False)
+
+    def statistics(self, network, parameters, images, labels):
+        self.seen.append(len(images))
+        return FeatureMatching().statistics(network, parameters, images, labels)
+
+    def distance(self, synthetic, real):
+        return FeatureMatching().distance(synthetic, real)
+
+
+def test_above_most_decoded_a_random_subset_is_matched():
+    images, labels = toy((20, 20))
+    objective = Sizes()
+    condenser = small("idc", objective=objective, sampler=Uniform(6), most_decoded=5, inner=4)
+    everywhere = replace(condenser, update=Recorder())
+    run(everywhere, images, labels, quotas={0: 1, 1: 3})
+    # Real, then synthetic images: 4 decoded ones are all used, of 12 only 5.
+    assert objective.seen == [6, 4, 6, 5] * 4
+    before = run(replace(condenser, objective=None), images, labels, quotas={0: 1, 1: 3})
+    after = run(replace(everywhere, pixels=PixelStep(lr=50.0)), images, labels, quotas={0: 1, 1: 3})
+    crops = (after.exemplars.of_class(1).int() - before.exemplars.of_class(1).int()).abs()
+    moved = crops.view(3, 3, 2, 4, 2, 4).amax(dim=(1, 3, 5)) > 0
+    assert moved.sum() > 5  # another subset in each step
+
+
+def test_the_subset_is_drawn_without_replacement():
+    condenser = small("idc", most_decoded=7)
+    decoded = torch.arange(12.0).view(12, 1, 1, 1)
+    subsets = [condenser._subset(decoded, seeded(s)).flatten().tolist() for s in range(20)]
+    assert all(len(set(subset)) == 7 for subset in subsets)
+    assert {value for subset in subsets for value in subset} == set(range(12))
+    assert torch.equal(condenser._subset(decoded[:7], seeded()), decoded[:7])
+
+
+@pytest.mark.parametrize("name", ["representative", "random", "herding"])
+def test_without_an_objective_the_selection_is_packed_and_no_more(name):
+    images, labels = toy((20, 20))
+    chosen = []
+
+    @dataclass(frozen=True)
+    class Spied:
+        inside: object
+
+        def choose(self, real, counts, learner, generator):
+            chosen.extend(self.inside.choose(real, counts, learner, generator))
+            assert counts == [12, 4]
+            return chosen
+
+    condenser = small(name, factor=2)
+    condenser = replace(condenser, selection=Spied(condenser.selection))
+    exemplars = run(condenser, images, labels, quotas={0: 3, 1: 1}).exemplars
+    packed = [Formation(2).pack(dequantise(images[index])) for index in chosen]
+    assert torch.equal(exemplars.pixels, quantise(torch.cat(packed)))
+    assert all((labels[index] == c).all() for c, index in enumerate(chosen))
+
+
+def test_optimising_starts_from_the_selection():
+    images, labels = toy((20, 20))
+    dream = small("dream", pixels=PixelStep(lr=1e-12))
+    start = run(replace(dream, objective=None), images, labels)
+    assert torch.equal(run(dream, images, labels).exemplars.pixels, start.exemplars.pixels)
+    assert torch.equal(
+        start.exemplars.pixels, run(small("representative"), images, labels).exemplars.pixels
+    )
+
+
+@pytest.mark.parametrize("name", ["random", "herding", "k_center", "forgetting", "representative"])
+def test_with_factor_1_raw_images_are_stored_byte_for_byte(name):
+    images, labels = toy((11, 7))
+    condenser = small(name, factor=1)
+    assert condenser.stores_raw_images
+    exemplars = run(condenser, images, labels, quotas=4, normalization=NORMALIZATION).exemplars
+    for label in (0, 1):
+        real = {image.numpy().tobytes() for image in images[labels == label]}
+        stored = {image.numpy().tobytes() for image in exemplars.of_class(label)}
+        assert len(stored) == 4 and stored <= real
+    assert not replace(condenser, formation=Formation(2)).stores_raw_images
+
+
+@optimising
+def test_optimised_images_are_not_raw(name):
+    assert not small(name).stores_raw_images
+
+
+def test_without_a_selection_it_starts_from_noise(device):
+    images, labels = toy((40, 40), device=device)
+    condenser = Condenser(name="noise", selection=None, network=network())
+    pixels = run(condenser, images, labels, quotas=20).exemplars.pixels.float()
+    assert 120 < pixels.mean() < 135 and 68 < pixels.std() < 80
+    assert pixels.device == images.device
+    condensed = run(small("dc", selection=None), images, labels)
+    assert condensed.exemplars.counts == {0: 2, 1: 2}
+
+
+@dataclass
+class Calls:
+    """Stands in for an apprentice."""
+
+    made: list = field(default_factory=list)
+
+    def train_on_real(self, limit=None):
+        self.made.append(("real", limit))
+
+    def train_on_synthetic(self, pixels):
+        self.made.append(("synthetic", len(pixels)))
+
+
+def test_network_updates():
+    calls = Calls()
+    OnReal(300)(calls, [torch.zeros(1)])
+    OnSynthetic(2)(calls, [torch.zeros(1)] * 3)
+    assert calls.made == [("real", 300), ("synthetic", 3), ("synthetic", 3)]
+
+
+def test_each_network_is_fresh_warmed_up_and_updated():
+    images, labels = toy((5, 5))
+    seen = []
+
+    @dataclass(frozen=True)
+    class Watch:
+        def __call__(self, apprentice, pixels):
+            seen.append({k: v.clone() for k, v in apprentice.parameters.items()})
+            assert [len(p) for p in pixels] == [2, 2]
+            assert not any(p.requires_grad for p in pixels)
+            apprentice.train_on_synthetic(pixels)
+
+    condenser = small("idc", network=deterministic, update=Watch(), outer=2, inner=2)
+    run(condenser, images, labels)
+    names = list(seen[0])
+    assert all(torch.equal(seen[0][n], seen[2][n]) for n in names)  # restarted
+    assert not torch.equal(seen[0][names[0]], seen[1][names[0]])  # updated
+    seen.clear()
+    run(replace(condenser, warm_up=1), images, labels)
+    fresh = dict(deterministic(2).named_parameters())
+    assert not any(torch.equal(seen[0][n], fresh[n]) for n in names if "head" in n)
+
+
+def test_forgetting_is_counted_between_epochs():
+    images, labels = toy((3, 2))
+    real = RealImages(images, labels, (0, 1), NORMALIZATION)
+    right = torch.tensor(  # by epoch, for each image in the order given
+        [[0, 1, 1, 0, 1], [1, 1, 0, 0, 0], [0, 1, 1, 0, 1], [1, 1, 0, 0, 1]], dtype=torch.bool
+    )
+    position = {image.tobytes(): i for i, image in enumerate(images.numpy())}
+    passes = []
+
+    def forward(parameters, batch):
+        pixels = quantise(NORMALIZATION.invert(batch))
+        rows = torch.tensor([position[image.tobytes()] for image in pixels.numpy()])
+        said = torch.where(right[len(passes) - 1, rows], labels[rows], 1 - labels[rows])
+        return F.one_hot(said, 2).float(), None
+
+    apprentice = Apprentice(
+        replace(programs(network(), 2, (3, 8, 8), CPU, None, "float32", False), forward=forward),
+        training=NetworkTraining(),
+        formation=Formation(1),
+        real=real,
+        generator=seeded(),
+    )
+    apprentice.train_on_real = lambda limit=None: passes.append(limit)
+    # The fourth image was never right, so it counts as forgotten in every epoch.
+    assert apprentice.forgotten(4).tolist() == [1, 0, 2, 4, 1]
+    assert passes == [None] * 4
+
+
+def test_labels_and_normalization_reach_the_network():
+    images, labels = toy((6, 6), labels=[3, 50])
+    seen = []
+
+    @dataclass(frozen=True)
+    class Spy:
+        def statistics(self, network, parameters, images, labels):
+            seen.append((images.detach().clone(), labels.tolist()))
+            return FeatureMatching().statistics(network, parameters, images, labels)
+
+        def distance(self, synthetic, real):
+            return FeatureMatching().distance(synthetic, real)
+
+    condenser = small(
+        "idc_i",
+        objective=Spy(),
+        sampler=Everything(),
+        selection=First(),
+        augment=Augmentation(),
+        inner=1,
+    )
+    run(condenser, images, labels, quotas=2, normalization=NORMALIZATION)
+    for c, label in enumerate((3, 50)):
+        real = NORMALIZATION.apply(images[labels == label].float() / 255)
+        torch.testing.assert_close(seen[2 * c][0], real)
+        torch.testing.assert_close(seen[2 * c + 1][0], real[:2])
+        assert seen[2 * c][1] == [c] * 6 and seen[2 * c + 1][1] == [c] * 2
+
+
+def test_nothing_passed_in_is_changed():
+    images, labels = toy()
+    quotas = {0: 2, 1: 1}
+    before = images.clone(), labels.clone(), dict(quotas)
+    condenser = small("dream_plus")
+    kept = dataclasses.asdict(replace(condenser, network=None))
+    run(condenser, images, labels, quotas=quotas)
+    assert torch.equal(images, before[0]) and torch.equal(labels, before[1])
+    assert quotas == before[2]
+    assert dataclasses.asdict(replace(condenser, network=None)) == kept
+
+
+def test_a_progress_bar_is_shown_where_it_is_wanted(capfd):
+    images, labels = toy((4, 4))
+    run(small("idc", inner=3), images, labels)
+    assert capfd.readouterr().err == ""
+    run(small("idc", inner=3), images, labels, progress=True)
+    assert "idc" in capfd.readouterr().err
+
+
+def test_bfloat16_convolutions_give_nearly_the_same():
+    images, labels = toy()
+    exact = run(small("idc"), images, labels)
+    lower = run(small("idc", precision="bfloat16"), images, labels)
+    assert lower.history["distance"] == pytest.approx(exact.history["distance"], rel=0.1)
+    assert lower.history != exact.history
+
+
+def test_a_rate_that_leaves_the_range_of_numbers_is_an_error():
+    images, labels = toy(labels=[8, 9])
+    before = torch.get_rng_state()
+    condenser = small("idc", outer=3, inner=4, pixels=PixelStep(lr=1e35))
+    with pytest.raises(
+        DCReplayError, match="pixels of class [89] became NaN.*outer iteration 0; lower the pixels'"
+    ) as caught:
+        run(condenser, images, labels)
+    assert not isinstance(caught.value, ArgumentError)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+IMAGES, LABELS = toy((3, 3))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"images": IMAGES.float()}, "`images` must be uint8 of shape .*float32.*quantise"),
+        ({"images": IMAGES[0]}, "`images` must be uint8 of shape .*\\[3, 8, 8\\]"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "`images` holds no images"),
+        ({"labels": LABELS[:4]}, "`labels` must be int64 of shape \\[6\\].*\\[4\\]"),
+        ({"labels": LABELS.float()}, "`labels` must be int64 .*float32"),
+        ({"labels": LABELS[:, None]}, "`labels` must be int64 .*\\[6, 1\\]"),
+        ({"quotas": 0}, r"`quotas\[0\]` is 0; pass a whole number of at least 1"),
+        ({"quotas": -2}, r"`quotas\[0\]` is -2"),
+        ({"quotas": {0: 1, 1: 0}}, r"`quotas\[1\]` is 0"),
+        ({"quotas": 1.5}, r"`quotas\[0\]` is 1.5"),
+        ({"quotas": {0: 1}}, "`quotas` names no number .* classes \\[1\\]"),
+        ({"quotas": {}}, "`quotas` names no number .* classes \\[0, 1\\]"),
+        ({"normalization": Normalization((0.5,), (1.0,))}, "`images` has shape .*1, height"),
+    ],
+)
+def test_unusable_data_are_refused(changed, message):
+    arguments = {"images": IMAGES, "labels": LABELS, "quotas": 1, "normalization": None} | changed
+    before = seeded().get_state()
+    generator = seeded()
+    with pytest.raises(ArgumentError, match=message):
+        small("idc").condense(
+            arguments.pop("images"), arguments.pop("labels"), generator=generator, **arguments
+        )
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"outer": 0}, "`outer` is 0, but must be at least 1"),
+        ({"inner": -1}, "`inner` is -1, but must be at least 1"),
+        ({"most_decoded": 0}, "`most_decoded` is 0, but must be at least 1"),
+        ({"warm_up": -1}, "`warm_up` is -1, but must be at least 0"),
+    ],
+)
+def test_unusable_numbers_are_refused(parts, message):
+    with pytest.raises(ArgumentError, match=message):
+        replace(recipes.idc(), **parts)
+
+
+@pytest.mark.parametrize("lr", [0, -0.1, math.nan])
+def test_a_learning_rate_must_be_above_0(lr):
+    with pytest.raises(ArgumentError, match=f"`lr` is {lr}, but the pixels' learning rate must"):
+        PixelStep(lr=lr)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"formation": Formation(9)}, "`factor` is 9, .*8x8 pixels; .* such as 8"),
+        ({"compile": "sometimes"}, "`compile` is 'sometimes', but must be True, False or 'auto'"),
+        ({"precision": "int8"}, "`precision` is 'int8', but must be"),
+        ({"network": convnet_for((1, 8, 8), width=2)}, "`network` does not accept images of shape"),
+        (
+            {"network": lambda classes: torch.nn.Sequential(torch.nn.Flatten())},
+            "`network` has no usable features",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_the_images_are_refused(parts, message):
+    with pytest.raises(ArgumentError, match=message):
+        run(small("idc", **parts), IMAGES, LABELS)
+
+
+def test_the_defaults_select_at_random():
+    condenser = Condenser(name="plain")
+    assert condenser.selection == RandomImages() and condenser.objective is None
+    assert condenser.stores_raw_images
