@@ -38,13 +38,13 @@ def make_exemplars(counts, *, seed=0, shape=SHAPE):
     return Exemplars(pixels, torch.tensor(labels, dtype=torch.int64))
 
 
-def make_memory(counts=None, *, budget=None, factor=2, **options):
+def make_memory(counts=None, *, budget=None, factor=2, shape=SHAPE, **options):
     options = {"normalization": NORMALIZATION, "recipe": "idc", **options}
     memory = ExemplarMemory(
         budget=budget or ImagesPerClass(5), formation=Formation(factor=factor), **options
     )
     if counts:
-        memory.add(make_exemplars(counts))
+        memory.add(make_exemplars(counts, shape=shape))
     return memory
 
 
@@ -409,11 +409,12 @@ def test_stored_bytes_never_exceed_the_budget(budget, data):
 @pytest.mark.parametrize("factor", [1, 2, 3])
 @pytest.mark.parametrize("normalization", [None, NORMALIZATION])
 def test_sampling_is_decoding_everything_and_choosing(factor, normalization):
-    memory = make_memory({3: 4, 1: 2}, factor=factor, normalization=normalization)
+    shape = (3, 5, 5)
+    memory = make_memory({3: 4, 1: 2}, factor=factor, shape=shape, normalization=normalization)
     images, labels = memory.sample(50, generator=seeded(5))
     index = torch.randint(memory.decoded_len, (50,), generator=seeded(5))
     everything, every_label = memory.decoded()
-    assert (images.dtype, images.shape, labels.dtype) == (torch.float32, (50, *SHAPE), torch.int64)
+    assert (images.dtype, images.shape, labels.dtype) == (torch.float32, (50, *shape), torch.int64)
     torch.testing.assert_close(images, everything[index])
     assert torch.equal(labels, every_label[index])
 
@@ -663,7 +664,7 @@ def test_a_header_that_contradicts_the_data_is_refused(path, old, new):
         ({"counts": None}, r"the metadata has no `counts`"),
         ({"factor": "two"}, r"`factor`, `normalization` or `budget` cannot be used \(invalid lit"),
         ({"factor": "0"}, r"cannot be used \(`factor` must be a whole number"),
-        ({"factor": "99"}, r"cannot be used \(`factor` is 99, which is more than the shorter"),
+        ({"factor": "99"}, r"cannot be used \(`factor` is 99, which leaves whole crops outside"),
         ({"factor": "9" * 5000}, r"`factor`, `normalization` or `budget` cannot be used"),
         ({"classes": "[0"}, r"`classes` is '\[0', expected JSON"),
         ({"classes": "[" * 100_000}, r"`classes` is '\[+', expected JSON"),
