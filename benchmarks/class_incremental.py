@@ -26,6 +26,7 @@ from avalanche.benchmarks.utils.classification_dataset import (
 from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
 from avalanche.logging import CSVLogger, TensorboardLogger
+from avalanche.models.utils import avalanche_model_adaptation
 from avalanche.training.plugins import EvaluationPlugin
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
@@ -213,7 +214,6 @@ class Run:
             classes_per_step=per_step,
             classes=self.classes,
             ipc=arguments.ipc,
-            image_bytes=channels * height * width,
             budget=ImagesPerClass(arguments.ipc),
             condenser=chosen,
             epochs=epochs,
@@ -296,9 +296,7 @@ class Run:
             return 0
         model = contender.strategy.model
         for experience in stream.train_stream[:done]:
-            for module in model.modules():
-                if hasattr(module, "train_adaptation") or hasattr(module, "adaptation"):
-                    module.adaptation(experience)
+            avalanche_model_adaptation(model, experience)
         model.load_state_dict(load_file(state.model_file))
         memory = ExemplarMemory.load(state.memory_file, device=str(self.device))
         contender.buffer.memory = memory

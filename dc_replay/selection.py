@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -91,11 +91,22 @@ class Herding:
     ) -> list[Tensor]:
         """Choose positions; see :class:`Selection`."""
         learner.train(self.epochs)
-        chosen = []
-        for rows, count, features in zip(real.rows, counts, learner.features(), strict=True):
-            order = _herd(features, min(count, len(rows)))
-            chosen.append(_complete(rows[order], rows, count, generator))
-        return chosen
+        return _greedily(_herd, real, counts, learner, generator)
+
+
+def _greedily(
+    order: Callable[[Tensor, int], Tensor],
+    real: RealImages,
+    counts: Sequence[int],
+    learner: Learner,
+    generator: Generator,
+) -> list[Tensor]:
+    """Choose each class's images in the order that a function of their features finds."""
+    chosen = []
+    for rows, count, features in zip(real.rows, counts, learner.features(), strict=True):
+        first = rows[order(features, min(count, len(rows)))]
+        chosen.append(_complete(first, rows, count, generator))
+    return chosen
 
 
 def _herd(features: Tensor, count: int) -> Tensor:
@@ -134,11 +145,7 @@ class KCenter:
     ) -> list[Tensor]:
         """Choose positions; see :class:`Selection`."""
         learner.train(self.epochs)
-        chosen = []
-        for rows, count, features in zip(real.rows, counts, learner.features(), strict=True):
-            order = _spread(features, min(count, len(rows)))
-            chosen.append(_complete(rows[order], rows, count, generator))
-        return chosen
+        return _greedily(_spread, real, counts, learner, generator)
 
 
 def _spread(features: Tensor, count: int) -> Tensor:

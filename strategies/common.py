@@ -31,7 +31,6 @@ class Setup:
         classes_per_step: New classes of an experience; labels come in order of arrival.
         classes: Classes of the whole stream.
         ipc: Stored images per class.
-        image_bytes: Bytes of a stored image.
         budget: The same, as a budget.
         condenser: What fills the memory; None for strategies without one of ours.
         epochs: Epochs in an experience.
@@ -53,7 +52,6 @@ class Setup:
     classes_per_step: int
     classes: int
     ipc: int
-    image_bytes: int
     budget: Budget
     condenser: Condenser | None
     epochs: int

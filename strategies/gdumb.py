@@ -21,7 +21,7 @@ def gdumb(setup: Setup) -> Contender:
         seed=setup.seed,
         progress=setup.progress,
     )
-    scratch = FromScratch(setup.model)
+    scratch = FromScratch()
     return Contender(
         strategy=naive(setup, [memory, scratch]),
         stored_images=lambda: len(memory.memory),
@@ -33,7 +33,7 @@ def gdumb(setup: Setup) -> Contender:
 class FromScratch(SupervisedPlugin[Any]):
     """Puts the initial model back before each experience."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.initial: nn.Module | None = None
 
