@@ -392,6 +392,25 @@ def test_the_learning_rate_grows_with_the_images_of_a_class(reference, rates):
     assert all(group["weight_decay"] == 0 for group in optimizer.param_groups)
 
 
+@pytest.mark.parametrize(
+    ("final", "rates"),
+    [(1.0, [0.4] * 4), (0.0, [0.4, 0.3, 0.2, 0.1]), (0.5, [0.4, 0.35, 0.3, 0.25])],
+)
+def test_the_learning_rate_may_fall_linearly(monkeypatch, final, rates):
+    seen = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            seen.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "SGD", Watched)
+    pixels = PixelStep(lr=0.4, reference=None, final=final)
+    condenser = replace(small("idc", outer=2, inner=2), pixels=pixels, update=None)
+    condenser.condense(*toy(), quotas=1, generator=seeded())
+    assert [rate for rate in seen if rate > 0.05] == pytest.approx(rates)
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Feature matching that notes how many images it is given."""
@@ -680,6 +699,12 @@ def test_unusable_numbers_are_refused(parts, message):
 def test_a_learning_rate_must_be_above_0(lr):
     with pytest.raises(ArgumentError, match=f"`lr` is {lr}, but the pixels' learning rate must"):
         PixelStep(lr=lr)
+
+
+@pytest.mark.parametrize("final", [-0.1, 1.1, math.nan])
+def test_the_rate_that_is_left_must_be_a_share(final):
+    with pytest.raises(ArgumentError, match=f"`final` is {final}, but must be between 0"):
+        PixelStep(final=final)
 
 
 @pytest.mark.parametrize(
