@@ -64,7 +64,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "fast": Preset(
         width=64,
-        outer=5,
+        outer=8,
         inner=20,
         # Found on held-out training images of 20 classes of CIFAR-100: few steps want long ones,
         # and then shorter ones.
