@@ -1,49 +1,73 @@
 """Replay memories for Avalanche that hold condensed exemplars.
 
-Names that need Avalanche are loaded when they are first used, because importing it takes seconds.
+Names are loaded when they are first used, because importing torch and Avalanche takes seconds.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from dc_replay.budgets import Budget, ImagesPerClass, Smallest, TotalBytes, TotalImages
-from dc_replay.condense import Condensed, Condenser, OnReal, OnSynthetic, PixelStep
-from dc_replay.errors import ArgumentError, DCReplayError, MemoryFileError
-from dc_replay.exemplars import Exemplars
-from dc_replay.formation import Formation
-from dc_replay.memory import ExemplarMemory
-from dc_replay.pixels import Normalization
-from dc_replay.recipes import (
-    RECIPES,
-    dc,
-    dm,
-    dream,
-    dream_plus,
-    dsa,
-    forgetting,
-    herding,
-    idc,
-    idc_i,
-    k_center,
-    random,
-    recipe,
-    representative,
-)
-
 if TYPE_CHECKING:
-    from dc_replay.buffer import CondensedBuffer as CondensedBuffer
-    from dc_replay.plugin import CondensedReplayPlugin as CondensedReplayPlugin
-    from dc_replay.plugin import DistillationPlugin as DistillationPlugin
-    from dc_replay.plugin import MemoryOnlyPlugin as MemoryOnlyPlugin
+    from dc_replay.budgets import Budget, ImagesPerClass, Smallest, TotalBytes, TotalImages
+    from dc_replay.buffer import CondensedBuffer
+    from dc_replay.condense import Condensed, Condenser, OnReal, OnSynthetic, PixelStep
+    from dc_replay.errors import ArgumentError, DCReplayError, MemoryFileError
+    from dc_replay.exemplars import Exemplars
+    from dc_replay.formation import Formation
+    from dc_replay.memory import ExemplarMemory
+    from dc_replay.multisize import Multisize
+    from dc_replay.pixels import Normalization
+    from dc_replay.plugin import CondensedReplayPlugin, DistillationPlugin, MemoryOnlyPlugin
+    from dc_replay.recipes import (
+        RECIPES,
+        dc,
+        dm,
+        dream,
+        dream_plus,
+        dsa,
+        forgetting,
+        herding,
+        idc,
+        idc_i,
+        k_center,
+        random,
+        recipe,
+        representative,
+    )
+    from dc_replay.subsets import SubsetMatching
 
 __version__ = "0.1.0"
 
-_NEED_AVALANCHE = {
-    "CondensedBuffer": "dc_replay.buffer",
-    "CondensedReplayPlugin": "dc_replay.plugin",
-    "DistillationPlugin": "dc_replay.plugin",
-    "MemoryOnlyPlugin": "dc_replay.plugin",
+_NAMES = {
+    "budgets": ("Budget", "ImagesPerClass", "Smallest", "TotalBytes", "TotalImages"),
+    "buffer": ("CondensedBuffer",),
+    "condense": ("Condensed", "Condenser", "OnReal", "OnSynthetic", "PixelStep"),
+    "errors": ("ArgumentError", "DCReplayError", "MemoryFileError"),
+    "exemplars": ("Exemplars",),
+    "formation": ("Formation",),
+    "memory": ("ExemplarMemory",),
+    "multisize": ("Multisize",),
+    "pixels": ("Normalization",),
+    "plugin": ("CondensedReplayPlugin", "DistillationPlugin", "MemoryOnlyPlugin"),
+    "recipes": (
+        "RECIPES",
+        "dc",
+        "dm",
+        "dream",
+        "dream_plus",
+        "dsa",
+        "forgetting",
+        "herding",
+        "idc",
+        "idc_i",
+        "k_center",
+        "random",
+        "recipe",
+        "representative",
+    ),
+    "subsets": ("SubsetMatching",),
 }
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "RECIPES",
@@ -61,11 +85,13 @@ __all__ = [
     "ImagesPerClass",
     "MemoryFileError",
     "MemoryOnlyPlugin",
+    "Multisize",
     "Normalization",
     "OnReal",
     "OnSynthetic",
     "PixelStep",
     "Smallest",
+    "SubsetMatching",
     "TotalBytes",
     "TotalImages",
     "dc",
@@ -85,9 +111,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _NEED_AVALANCHE:
-        raise AttributeError(f"module 'dc_replay' has no attribute {name!r}")
-    return getattr(import_module(_NEED_AVALANCHE[name]), name)
+    """A public name, or a module of this package, which importing it makes an attribute."""
+    if name in _MODULE_OF:
+        found = getattr(import_module(f"dc_replay.{_MODULE_OF[name]}"), name)
+        globals()[name] = found
+        return found
+    if not name.startswith("__") and find_spec(f"dc_replay.{name}") is not None:
+        return import_module(f"dc_replay.{name}")
+    raise AttributeError(f"module 'dc_replay' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

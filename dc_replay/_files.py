@@ -1,4 +1,4 @@
-"""The memory file: safetensors, read with suspicion and written in one piece."""
+"""The memory file: safetensors, read with suspicion and written in one piece, without torch."""
 
 from __future__ import annotations
 
@@ -6,61 +6,113 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
-import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save
-from torch import Tensor
+from safetensors.numpy import save
 
+from dc_replay._checks import check_crops, check_factor, checked_scale
 from dc_replay.budgets import Budget, ImagesPerClass, Smallest, TotalBytes, TotalImages
 from dc_replay.errors import ArgumentError, MemoryFileError
-from dc_replay.exemplars import Exemplars
-from dc_replay.formation import Formation
-from dc_replay.pixels import Normalization
 
 FORMAT = "dc-replay-memory"
 FORMAT_VERSION = "1"
 _BUDGETS = (ImagesPerClass, TotalImages, TotalBytes)
+_VERSIONS = {
+    "dc-replay": "dc_replay_version",
+    "torch": "torch_version",
+    "safetensors": "safetensors_version",
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class MemoryFile:
     """What a memory file holds.
 
     Attributes:
-        exemplars: The stored images, on the CPU when they come from a file.
-        formation: How they become what a network sees.
-        normalization: The map to what a network sees; None leaves ``[0, 1]``.
+        pixels: uint8 ``[images, channels, height, width]``, those of each class together.
+        counts: Stored images of each class, in order of arrival.
+        factor: Crops along each side of a stored image.
+        normalization: The mean and the standard deviation of each channel; None leaves ``[0, 1]``.
         budget: The bound they obey; None if it is of a kind that a file cannot describe.
         recipe: The name of the recipe that made them, possibly empty.
+        versions: Those of dc-replay, torch and safetensors that wrote it, as far as it says.
+            Writing takes torch's from here, because it does without torch.
     """
 
-    exemplars: Exemplars
-    formation: Formation
-    normalization: Normalization | None
+    pixels: NDArray[np.uint8]
+    counts: Mapping[int, int]
+    factor: int
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
     budget: Budget | None
     recipe: str
+    versions: Mapping[str, str]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each image, int64 ``[images]``."""
+        return np.repeat(np.array(list(self.counts), np.int64), list(self.counts.values()))
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one stored image."""
+        return prod(self.pixels.shape[1:])
+
+    def by_class(self) -> dict[int, NDArray[np.uint8]]:
+        """Views of each class's images, uint8 ``[count, channels, height, width]``."""
+        ends = np.cumsum(list(self.counts.values()))
+        return dict(zip(self.counts, np.split(self.pixels, ends[:-1]), strict=True))
+
+    def quotas(self, budget: Budget) -> dict[int, int]:
+        """What a budget leaves each class; see :meth:`~dc_replay.budgets.Budget.quotas`."""
+        return budget.quotas(list(self.counts), image_bytes=self.image_bytes)
+
+    def cut(self, budget: Budget) -> MemoryFile:
+        """The first images of each class, at most what ``budget`` leaves it.
+
+        Raises:
+            ArgumentError: If the budget is below one image per class.
+        """
+        quotas = self.quotas(budget)
+        kept = {label: images[: quotas[label]] for label, images in self.by_class().items()}
+        return replace(
+            self,
+            pixels=np.concatenate(list(kept.values())),
+            counts={label: len(images) for label, images in kept.items()},
+            budget=budget,
+        )
 
 
-def write(path: str | os.PathLike[str], memory: MemoryFile) -> None:
+def write(path: str | os.PathLike[str], memory: MemoryFile, *, name: str = "path") -> None:
     """Write a memory file; a reader sees the old file or the whole new one, never a part.
 
     The same memory gives the same bytes.
 
+    Args:
+        path: The file.
+        memory: What to write.
+        name: What the message of an error calls the path.
+
     Raises:
         ArgumentError: If the folder does not exist, or ``path`` is a folder.
     """
+    write_whole(path, _serialise(memory), name=name)
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes, *, name: str) -> None:
+    """Put ``data`` in place of what ``path`` holds, in a single step; see :func:`write`."""
     path = Path(path)
     if path.is_dir():
-        raise ArgumentError(f"`path` is {path}, which is a folder; name a file in it")
+        raise ArgumentError(f"`{name}` is {path}, which is a folder; name a file in it")
     if not path.parent.is_dir():
-        raise ArgumentError(f"`path` is {path}, whose folder does not exist; create it first")
-    data = _serialise(memory)
+        raise ArgumentError(f"`{name}` is {path}, whose folder does not exist; create it first")
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(unfinished, "xb") as file:
@@ -81,7 +133,7 @@ def read(path: str | os.PathLike[str]) -> MemoryFile:
     """
     path = Path(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="numpy") as file:
             metadata: dict[str, str] = file.metadata() or {}
             _check_format(metadata)
             names = list(file.keys())
@@ -89,8 +141,8 @@ def read(path: str | os.PathLike[str]) -> MemoryFile:
             kinds = ((part.get_dtype(), part.get_shape()) for part in parts)
             _check_tensors(dict(zip(names, kinds, strict=True)))
             # Copies: what the library returns may be a window into the mapped file.
-            pixels = file.get_tensor("pixels").clone()
-            labels = file.get_tensor("labels").clone()
+            pixels = file.get_tensor("pixels").copy()
+            labels = file.get_tensor("labels").copy()
         return _interpret(metadata, pixels, labels)
     except FileNotFoundError:
         raise MemoryFileError(f"{path}: there is no such file; check the path") from None
@@ -108,25 +160,24 @@ class _Fault(Exception):
 
 
 def _serialise(memory: MemoryFile) -> bytes:
-    exemplars, normalization = memory.exemplars, memory.normalization
-    counts = exemplars.counts
+    counts, scale = memory.counts, memory.normalization
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "factor": str(memory.formation.factor),
+        "factor": str(memory.factor),
         "classes": json.dumps(list(counts)),
         "counts": json.dumps(list(counts.values())),
-        "normalization": json.dumps(asdict(normalization) if normalization else None),
+        "normalization": json.dumps(None if scale is None else {"mean": scale[0], "std": scale[1]}),
         "recipe": memory.recipe,
         "budget": json.dumps(_describe(memory.budget)),
         "created_by": "dc-replay",
         "dc_replay_version": _own_version(),
-        "torch_version": str(torch.__version__),
+        "torch_version": memory.versions.get("torch", "unknown"),
         "safetensors_version": safetensors.__version__,
     }
-    tensors = {
-        "pixels": exemplars.pixels.cpu().contiguous(),
-        "labels": exemplars.labels.cpu().contiguous(),
+    tensors: dict[str, NDArray[Any]] = {
+        "pixels": np.ascontiguousarray(memory.pixels),
+        "labels": memory.labels,
     }
     data = save(tensors, metadata)
     # The library orders metadata differently in every process; sort it, padded to 8 as the format
@@ -166,7 +217,9 @@ def _check_tensors(found: Mapping[str, tuple[str, list[int]]]) -> None:
         )
 
 
-def _interpret(metadata: Mapping[str, str], pixels: Tensor, labels: Tensor) -> MemoryFile:
+def _interpret(
+    metadata: Mapping[str, str], pixels: NDArray[np.uint8], labels: NDArray[np.int64]
+) -> MemoryFile:
     classes, counts = _integers(metadata, "classes"), _integers(metadata, "counts")
     if len(classes) != len(counts) or len(set(classes)) != len(classes) or min(counts) < 1:
         raise _Fault(
@@ -178,28 +231,35 @@ def _interpret(metadata: Mapping[str, str], pixels: Tensor, labels: Tensor) -> M
             f"the metadata `counts` add up to {sum(counts)}, but `pixels` holds {len(pixels)} "
             f"images; {_AGAIN}"
         )
-    if not torch.equal(labels, torch.tensor(classes).repeat_interleave(torch.tensor(counts))):
+    if not np.array_equal(labels, np.repeat(np.array(classes, np.int64), counts)):
         raise _Fault(
             f"`labels` disagrees with the metadata `classes` and `counts`, which promise {counts} "
             f"images of {classes} in this order; {_AGAIN}"
         )
-    normalization = _json(metadata, "normalization")
+    scale = _json(metadata, "normalization")
     try:
-        formation = Formation(factor=int(_text(metadata, "factor")))
-        formation.check(*pixels.shape[2:])
-        scale = None if normalization is None else Normalization(**normalization)
+        factor = int(_text(metadata, "factor"))
+        check_factor(factor)
+        check_crops(factor, *pixels.shape[2:])
+        scale = None if scale is None else checked_scale(**scale)
         budget = _restore(_json(metadata, "budget"))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise _Fault(
             f"the metadata `factor`, `normalization` or `budget` cannot be used ({error}); {_AGAIN}"
         ) from error
-    if scale is not None and scale.channels != pixels.shape[1]:
+    if scale is not None and len(scale[0]) != pixels.shape[1]:
         raise _Fault(
-            f"the metadata `normalization` is for {scale.channels} channels, but `pixels` has "
+            f"the metadata `normalization` is for {len(scale[0])} channels, but `pixels` has "
             f"{pixels.shape[1]}; {_AGAIN}"
         )
     return MemoryFile(
-        Exemplars(pixels, labels), formation, scale, budget, _text(metadata, "recipe")
+        pixels=pixels,
+        counts=dict(zip(classes, counts, strict=True)),
+        factor=factor,
+        normalization=scale,
+        budget=budget,
+        recipe=_text(metadata, "recipe"),
+        versions={name: metadata[key] for name, key in _VERSIONS.items() if key in metadata},
     )
 
 

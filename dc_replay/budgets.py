@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -154,6 +154,47 @@ def lowered(budget: Budget, cap: ImagesPerClass | TotalImages | TotalBytes) -> B
     parts = budget.budgets if isinstance(budget, Smallest) else (budget,)
     kept = tuple(part for part in parts if not isinstance(part, implied))
     return Smallest((*kept, cap)) if kept else cap
+
+
+def shrunk(
+    budget: Budget,
+    counts: Mapping[int, int],
+    *,
+    image_bytes: int,
+    cap: ImagesPerClass | TotalImages | TotalBytes,
+    name: str,
+) -> Budget:
+    """The budget of a stored memory that is cut to ``cap``; its quotas are what is kept.
+
+    Args:
+        budget: What holds until now.
+        counts: Stored images of each class, in order of arrival.
+        image_bytes: Bytes of one stored image.
+        cap: The new bound.
+        name: What the message calls the bound.
+
+    Raises:
+        ArgumentError: If the bound is below one image per class, or above what is stored.
+    """
+    classes, images = len(counts), sum(counts.values())
+    match cap:
+        case ImagesPerClass(value):
+            least, most = 1, max(counts.values())
+        case TotalImages(value):
+            least, most = classes, images
+        case TotalBytes(value):
+            least, most = classes * image_bytes, images * image_bytes
+    if value < least:
+        raise ArgumentError(
+            f"`{name}` is {value}, which is below one image for each of {classes} classes; "
+            f"pass at least {least}"
+        )
+    if value > most:
+        raise ArgumentError(
+            f"`{name}` is {value}, but only {most} are stored and a memory cannot grow; pass "
+            f"at most {most}, or condense anew for a larger memory"
+        )
+    return lowered(budget, cap)
 
 
 def check_budget(budget: object) -> None:

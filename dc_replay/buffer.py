@@ -106,7 +106,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self.condenser = condenser
         self.seed = seed
         self.progress = progress
-        self.history: list[dict[str, list[float]]] = []
+        self.history: list[dict[str, list[Any]]] = []
         self.seconds: list[float] = []
         self._memory = memory
         self._tasks: dict[int, int] = {}
@@ -253,7 +253,7 @@ class CondensedBuffer(ExemplarsBuffer):
         if stored < len(memory):
             memory.shrink(total_images=stored)
         elif new_size < self.max_size:
-            self._memory = _bounded(memory, stored)
+            memory.limit(TotalImages(stored))
         self.max_size = new_size
 
     @property
@@ -405,15 +405,3 @@ def _decoded_bound(budget: Budget, each: int) -> int:
     parts = budget.budgets if isinstance(budget, Smallest) else (budget,)
     totals = [part.images for part in parts if isinstance(part, TotalImages)]
     return min(totals) * each if totals else sys.maxsize
-
-
-def _bounded(memory: ExemplarMemory, images: int) -> ExemplarMemory:
-    bounded = ExemplarMemory(
-        budget=Smallest((memory.budget, TotalImages(images))),
-        formation=memory.formation,
-        normalization=memory.normalization,
-        recipe=memory.recipe,
-    )
-    if memory.exemplars is not None:
-        bounded.add(memory.exemplars)
-    return bounded

@@ -15,7 +15,10 @@ CompileMode = bool | Literal["auto"]
 
 # Compiling both step functions takes about half a minute, and a compiled step of an ordinary
 # matching network saves tens of milliseconds on a CPU.
-STEPS_THAT_REPAY = 2000
+STEPS_THAT_REPAY = 1000
+
+RECOMPILE_LIMIT = 256
+"""Different shapes, networks and objectives that one process may compile."""
 
 
 def wanted(mode: CompileMode, *, steps: int) -> bool:
@@ -49,7 +52,10 @@ class _Compiled:
     def __call__(self, *arguments: Any) -> Any:
         try:
             # Each new shape of the arguments compiles anew, so any call may be the one that fails.
-            return self._run(*arguments)
+            # All condensations of a process share the limit, whose default torch keeps by running
+            # uncompiled without a word.
+            with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+                return self._run(*arguments)
         except Exception as error:  # compilers fail in many ways, and none should stop the run
             if self._run is self._plain:
                 raise

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
+from dc_replay.apprentice import Apprentice
 from dc_replay.augment import Augmentation, augmentation
 from dc_replay.budgets import whole
+from dc_replay.comparison import Comparison
 from dc_replay.compilation import CompileMode, wanted
 from dc_replay.errors import ArgumentError, DCReplayError
 from dc_replay.exemplars import Exemplars
 from dc_replay.formation import Formation
+from dc_replay.multisize import Multisize
 from dc_replay.networks import NetworkFactory, Precision, convnet_for
 from dc_replay.objectives import Objective
 from dc_replay.pixels import Normalization, dequantise, quantise
-from dc_replay.programs import MatchFunction, Programs, programs
+from dc_replay.programs import MatchFunction, programs
 from dc_replay.randomness import isolated
 from dc_replay.sampling import RealImages, Sampler, Uniform
 from dc_replay.selection import RandomImages, Selection
+from dc_replay.subsets import SubsetMatching
 from dc_replay.training import NetworkTraining
 
 
@@ -33,11 +39,14 @@ class Condensed:
     Attributes:
         exemplars: The stored images.
         history: ``distance``: the mean over classes of the matching distance in each inner
-            iteration; empty for recipes that optimise nothing.
+            iteration, with all terms of subset matching and multisize condensation.
+            ``prefix_sizes``, with multisize condensation: for each period the stored images of each
+            class, in increasing order of classes, in the prefix that was matched besides the
+            whole. Empty for recipes that optimise nothing.
     """
 
     exemplars: Exemplars
-    history: dict[str, list[float]] = field(default_factory=dict)
+    history: dict[str, list[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,8 @@ class Condenser:
         formation: How stored images become those that a network sees.
         selection: Real images to start from; None starts from uniform noise.
         objective: What to match; None keeps the selected images as they are.
+        subsets: Matches parts of each class besides; None does not.
+        multisize: Makes prefixes good by themselves, so that the result can be cut; None does not.
         sampler: Real images to match in each step.
         augment: Augmentation of matched images, one draw for real and synthetic ones alike.
         network: Builds a matching network for a number of classes; None is a ConvNet of width 128
@@ -170,6 +181,8 @@ class Condenser:
     formation: Formation = Formation(1)
     selection: Selection | None = RandomImages()
     objective: Objective | None = None
+    subsets: SubsetMatching | None = None
+    multisize: Multisize | None = None
     sampler: Sampler = Uniform(64)
     augment: Augmentation = augmentation("color", "crop", "cutout")
     network: NetworkFactory | None = None
@@ -188,6 +201,12 @@ class Condenser:
             value = getattr(self, argument)
             if value < least:
                 raise ArgumentError(f"`{argument}` is {value}, but must be at least {least}")
+        for argument in ("subsets", "multisize"):
+            if self.objective is None and getattr(self, argument) is not None:
+                raise ArgumentError(
+                    f"`{argument}` is {getattr(self, argument)}, but {self.name} optimises "
+                    f"nothing; use a recipe with an objective, for example dream_plus()"
+                )
 
     @property
     def stores_raw_images(self) -> bool:
@@ -293,22 +312,38 @@ class Condenser:
             real=real,
             generator=generator,
         )
+        total = self.outer * self.inner
+        if self.multisize is not None and self.outer <= 2 * self.multisize.period:
+            _say_that_nothing_is_chosen(self.multisize.period, self.outer)
+        # Before anything that takes time, because it refuses parts that do not fit the images.
+        comparison = Comparison(
+            real,
+            counts,
+            each=self.formation.images_per_stored,
+            most_decoded=self.most_decoded,
+            subsets=self.subsets,
+            multisize=self.multisize,
+            steps=total,
+            generator=generator,
+        )
         pixels = self._initial(real, counts, apprentice)
-        distances: list[Tensor] = []
+        history: dict[str, list[Any]] = {}
         if functions.match is not None:
-            total = self.outer * self.inner
+            distances: list[Tensor] = []
             with tqdm(
                 total=total, desc=self.name, unit="step", disable=not progress, leave=False
             ) as bar:
-                for distance in self._optimise(functions.match, pixels, apprentice):
+                for distance in self._optimise(functions.match, pixels, comparison, apprentice):
                     distances.append(distance)
                     bar.update()
+            history["distance"] = torch.stack(distances).tolist()
+            if comparison.choice is not None:
+                history["prefix_sizes"] = comparison.choice.history
         labels = torch.tensor(real.labels, device=real.images.device)
         exemplars = Exemplars(
             torch.cat([quantise(p) for p in pixels]),
             labels.repeat_interleave(torch.tensor(counts, device=labels.device)),
         )
-        history = {"distance": torch.stack(distances).tolist()} if distances else {}
         return Condensed(exemplars, history)
 
     def _initial(self, real: RealImages, counts: list[int], apprentice: Apprentice) -> list[Tensor]:
@@ -326,7 +361,11 @@ class Condenser:
         return [self.formation.pack(dequantise(real.images[index])) for index in chosen]
 
     def _optimise(
-        self, match: MatchFunction, pixels: list[Tensor], apprentice: Apprentice
+        self,
+        match: MatchFunction,
+        pixels: list[Tensor],
+        comparison: Comparison,
+        apprentice: Apprentice,
     ) -> Iterator[Tensor]:
         """Move the pixels in place; yield the mean distance of each inner iteration."""
         real, generator = apprentice.real, apprentice.generator
@@ -342,17 +381,26 @@ class Condenser:
             for inner in range(self.inner):
                 batches = self.sampler.draw(real, batches, inner, apprentice.embed, generator)
                 total = torch.zeros((), device=real.images.device)
-                for stored, index, label in zip(pixels, batches, labels, strict=True):
-                    synthetic = self._subset(self.formation.decode(stored), generator)
+                for position, (stored, index) in enumerate(zip(pixels, batches, strict=True)):
+                    drawn = comparison.draw(position)
+                    synthetic = self.formation.decode(stored)
+                    if drawn.index is not None:
+                        synthetic = synthetic[drawn.index]
                     synthetic = real.normalization.apply(synthetic)
                     matched, synthetic = self.augment.siamese(
                         real.normalised(index), synthetic, generator
                     )
-                    slope, distance = match(
-                        apprentice.parameters, matched.detach(), synthetic.detach(), label
+                    found = match(
+                        apprentice.parameters,
+                        matched.detach(),
+                        synthetic.detach(),
+                        labels[position],
+                        comparison.terms(position, drawn, index, outer * self.inner + inner),
                     )
-                    synthetic.backward(slope)
-                    total += distance
+                    synthetic.backward(found.slope)
+                    total += found.distance
+                    comparison.record(position, found.prefixes)
+                comparison.hold(pixels)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -369,98 +417,16 @@ class Condenser:
                             f"pixels=PixelStep(lr=...))"
                         )
                     stored.clamp_(0, 1)
-
-    def _subset(self, decoded: Tensor, generator: Generator) -> Tensor:
-        if len(decoded) <= self.most_decoded:
-            return decoded
-        chosen = torch.randperm(len(decoded), generator=generator, device=generator.device)
-        return decoded[chosen[: self.most_decoded].to(decoded.device)]
+            comparison.end_outer_iteration(pixels, optimizer)
 
 
-class Apprentice:
-    """The matching network of the moment: its weights, how it learns, and what it learns from.
-
-    Args:
-        functions: The network, and what is called over and over.
-        training: How it is trained.
-        formation: How stored images become those that it sees.
-        real: The images of the experience.
-        generator: Source of the order and augmentation in training.
-    """
-
-    def __init__(
-        self,
-        functions: Programs,
-        *,
-        training: NetworkTraining,
-        formation: Formation,
-        real: RealImages,
-        generator: Generator,
-    ) -> None:
-        self.functions = functions
-        self.training = training
-        self.formation = formation
-        self.real = real
-        self.generator = generator
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget everything: fresh weights, fresh momentum."""
-        self.parameters = self.functions.network.fresh()
-        self._optimizer = self.training.optimizer(self.parameters)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Features ``[batch, features]`` of normalised images."""
-        features: Tensor = self.functions.forward(self.parameters, images)[1]
-        return features
-
-    def features(self) -> tuple[Tensor, ...]:
-        """Features ``[count, features]`` of each class's real images."""
-        return self.real.features_by_class(self.embed)
-
-    def train(self, epochs: int) -> None:
-        """Train for some epochs on the real images."""
-        for _ in range(epochs):
-            self.train_on_real()
-
-    def forgotten(self, epochs: int) -> Tensor:
-        """Train, and count for each real image how often it turned from right to wrong."""
-        rows = torch.cat(self.real.rows)
-        before = torch.zeros_like(self.real.targets, dtype=torch.bool)
-        ever, count = before.clone(), torch.zeros_like(self.real.targets)
-        for _ in range(epochs):
-            self.train_on_real()
-            logits = self.real.outputs(
-                lambda images: self.functions.forward(self.parameters, images)[0]
-            )
-            right = torch.zeros_like(before)
-            right[rows] = logits.argmax(dim=1) == self.real.targets[rows]
-            count += before & ~right
-            ever |= right
-            before = right
-        return torch.where(ever, count, epochs)
-
-    def train_on_real(self, limit: int | None = None) -> None:
-        """Train on one shuffled pass over the real images, or on ``limit`` of them."""
-        self._train(self.real.images, self.real.targets, limit)
-
-    def train_on_synthetic(self, pixels: list[Tensor]) -> None:
-        """Train on one shuffled pass over the decoded images of each class."""
-        with torch.no_grad():
-            decoded = [self.formation.decode(stored) for stored in pixels]
-        device = self.real.images.device
-        counts = torch.tensor([len(images) for images in decoded], device=device)
-        targets = torch.arange(len(decoded), device=device).repeat_interleave(counts)
-        self._train(torch.cat(decoded), targets, None)
-
-    def _train(self, images: Tensor, targets: Tensor, limit: int | None) -> None:
-        self.training.train(
-            self.functions.step,
-            self.parameters,
-            self._optimizer,
-            images,
-            targets,
-            normalization=self.real.normalization,
-            generator=self.generator,
-            limit=limit,
-        )
+@functools.cache
+def _say_that_nothing_is_chosen(period: int, outer: int) -> None:
+    """Warn once in a process, however many experiences there are."""
+    warnings.warn(
+        f"`period` of Multisize is {period}, so that `outer`={outer} matching networks end before "
+        f"another prefix than that of one image is chosen; use a period of about "
+        f"{max(1, outer // 20)}, and an outer of more than twice the period",
+        UserWarning,
+        stacklevel=2,
+    )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dc_replay._checks import check_crops, check_factor
 from dc_replay.errors import ArgumentError
 from dc_replay.pixels import dequantise
 
@@ -35,11 +36,7 @@ class Formation:
     factor: int = 2
 
     def __post_init__(self) -> None:
-        if isinstance(self.factor, bool) or not isinstance(self.factor, int) or self.factor < 1:
-            raise ArgumentError(
-                f"`factor` must be a whole number of at least 1, but is {self.factor!r}; "
-                f"1 stores images as they are, 2 packs four into each stored image"
-            )
+        check_factor(self.factor)
 
     @property
     def images_per_stored(self) -> int:
@@ -48,13 +45,7 @@ class Formation:
 
     def check(self, height: int, width: int) -> None:
         """Raise an ArgumentError if the factor would put whole crops outside of such images."""
-        if not all(_fits(self.factor, side) for side in (height, width)):
-            smaller = range(self.factor - 1, 0, -1)
-            best = next(f for f in smaller if _fits(f, height) and _fits(f, width))
-            raise ArgumentError(
-                f"`factor` is {self.factor}, which leaves whole crops outside of images of "
-                f"{height}x{width} pixels; use a factor that fits, such as {best}"
-            )
+        check_crops(self.factor, height, width)
 
     def decode(self, stored: Tensor) -> Tensor:
         """Form the images that a network sees, differentiably.
@@ -139,8 +130,3 @@ class Formation:
     @staticmethod
     def _enlarge(crops: Tensor, size: torch.Size) -> Tensor:
         return F.interpolate(crops, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def _fits(factor: int, side: int) -> bool:
-    """Whether the last crop along a side begins inside of it."""
-    return (factor - 1) * -(-side // factor) < side

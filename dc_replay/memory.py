@@ -13,10 +13,11 @@ from dc_replay import _files
 from dc_replay.budgets import (
     Budget,
     ImagesPerClass,
+    Smallest,
     TotalBytes,
     TotalImages,
     check_budget,
-    lowered,
+    shrunk,
     whole,
 )
 from dc_replay.errors import ArgumentError, MemoryFileError
@@ -247,28 +248,29 @@ class ExemplarMemory:
                 f"`images_per_class`, `total_images` and `total_bytes`"
             )
         [(name, value)] = given.items()
-        value = whole(name, value)
-        counts = stored.counts
-        image_bytes = prod(_shape_of(stored))
-        least, most = {
-            "images_per_class": (1, max(counts.values())),
-            "total_images": (len(counts), len(stored)),
-            "total_bytes": (len(counts) * image_bytes, stored.nbytes),
-        }[name]
-        if value < least:
-            raise ArgumentError(
-                f"`{name}` is {value}, which is below one image for each of {len(counts)} classes; "
-                f"pass at least {least}"
-            )
-        if value > most:
-            raise ArgumentError(
-                f"`{name}` is {value}, but only {most} are stored and a memory cannot grow; pass "
-                f"at most {most}, or condense anew for a larger memory"
-            )
-        budget = lowered(self._budget, _CAPS[name](value))
+        counts, image_bytes = stored.counts, prod(_shape_of(stored))
+        cap = _CAPS[name](whole(name, value))
+        budget = shrunk(self._budget, counts, image_bytes=image_bytes, cap=cap, name=name)
         quotas = budget.quotas(list(counts), image_bytes=image_bytes)
         if any(count > quotas[label] for label, count in counts.items()):
             self._exemplars = stored.prefix(quotas)
+        self._budget = budget
+
+    def limit(self, bound: Budget) -> None:
+        """Obey a further bound from now on, cutting every class to its first images as needed.
+
+        Unlike :meth:`shrink`, the bound may be above what is stored, or be set while nothing is.
+
+        Raises:
+            ArgumentError: If ``bound`` is no budget, or is below one image for each class that is
+                stored. The memory is as it was.
+        """
+        check_budget(bound)
+        budget, stored = Smallest((self._budget, bound)), self._exemplars
+        if stored is not None:
+            quotas = budget.quotas(list(stored.counts), image_bytes=prod(_shape_of(stored)))
+            if any(count > quotas[label] for label, count in stored.counts.items()):
+                self._exemplars = stored.prefix(quotas)
         self._budget = budget
 
     def sample(self, count: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -319,8 +321,15 @@ class ExemplarMemory:
         Raises:
             ArgumentError: If the memory is empty, or ``path`` is a folder or lies in none.
         """
+        stored, scale = self._filled(), self._normalization
         contents = _files.MemoryFile(
-            self._filled(), self._formation, self._normalization, self._budget, self.recipe
+            pixels=stored.pixels.cpu().numpy(),
+            counts=stored.counts,
+            factor=self._formation.factor,
+            normalization=None if scale is None else (scale.mean, scale.std),
+            budget=self._budget,
+            recipe=self.recipe,
+            versions={"torch": str(torch.__version__)},
         )
         _files.write(path, contents)
 
@@ -351,14 +360,16 @@ class ExemplarMemory:
                 f"{os.fspath(path)}: the file was saved with a budget that it cannot describe; "
                 f"pass `budget`"
             )
+        scale = found.normalization
         memory = cls(
             budget=chosen,
-            formation=found.formation,
-            normalization=found.normalization,
+            formation=Formation(found.factor),
+            normalization=None if scale is None else Normalization(*scale),
             recipe=found.recipe,
         )
+        exemplars = Exemplars(torch.from_numpy(found.pixels), torch.from_numpy(found.labels))
         try:
-            memory.add(found.exemplars.to(device))
+            memory.add(exemplars.to(device))
         except ArgumentError as error:
             if budget is None:
                 raise MemoryFileError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Generator, Tensor
 from dc_replay.budgets import Budget, whole
 from dc_replay.buffer import REPLAYING, CondensedBuffer, ImageAugment, stream
 from dc_replay.condense import Condenser
+from dc_replay.exemplars import Exemplars
 from dc_replay.memory import ExemplarMemory
 from dc_replay.pixels import Normalization
 
@@ -78,6 +80,11 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
     def memory(self, memory: ExemplarMemory) -> None:
         self.buffer.memory = memory
 
+    @property
+    def history(self) -> list[dict[str, list[Any]]]:
+        """What condensing each experience recorded; see :class:`~dc_replay.condense.Condensed`."""
+        return self.buffer.history
+
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Condense the experience, and put the memory in the place of the experience's loader.
 
@@ -139,26 +146,37 @@ class MemoryLoader:
         return -(-self.images // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        memory, exemplars = self.buffer.memory, self.buffer.memory.exemplars
-        if exemplars is None:
-            return
-        order = self._order(memory.decoded_len).to(exemplars.pixels.device)
-        for index in order.split(self.batch_size):
+        left, order = self.images, torch.empty(0)
+        known: weakref.ref[Exemplars] | None = None
+        while left:
+            memory = self.buffer.memory
+            exemplars = memory.exemplars
+            if exemplars is None:
+                return
+            if known is None or known() is not exemplars:
+                # Where the memory is cut in mid-epoch, too: what it dropped is shown no more, and
+                # nothing here holds on to its bytes.
+                known = weakref.ref(exemplars)
+                order = self._order(memory.decoded_len, left).to(exemplars.pixels.device)
+            index, order = order[: self.batch_size], order[self.batch_size :]
+            left -= len(index)
             images = memory.formation.decode_at(exemplars.pixels, index)
             if memory.normalization is not None:
                 images = memory.normalization.apply(images)
             if self.augment is not None:
                 images = self.augment(images, self.generator)
             labels = exemplars.labels[index // memory.formation.images_per_stored]
+            del exemplars
             batch = [images, labels]
             if self.buffer.carries_tasks:
                 batch.append(self.buffer.task_labels(labels))
             yield batch
 
-    def _order(self, decoded: int) -> Tensor:
-        passes = -(-self.images // decoded)
+    def _order(self, decoded: int, count: int) -> Tensor:
+        """Passes over the decoded images in random order, cut to ``count``."""
         device = self.generator.device
         orders = [
-            torch.randperm(decoded, generator=self.generator, device=device) for _ in range(passes)
+            torch.randperm(decoded, generator=self.generator, device=device)
+            for _ in range(-(-count // decoded))
         ]
-        return torch.cat(orders)[: self.images]
+        return torch.cat(orders)[:count]

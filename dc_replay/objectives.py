@@ -1,15 +1,15 @@
 """What it means for synthetic images to match real ones.
 
-An objective takes statistics of a set of images, as a matching network sees them, and measures the
-distance between those of the synthetic and of the real set. Statistics are pure functions written
-with :mod:`torch.func`, so that a distance between gradients can be differentiated in the pixels.
+An objective takes statistics of sets of images, as a matching network sees them, and measures the
+distance between those of a synthetic and of a real set. Statistics are pure functions written with
+:mod:`torch.func`, so that a distance between gradients can be differentiated in the pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,9 +17,7 @@ from torch.nn import functional as F
 
 from dc_replay.errors import ArgumentError
 from dc_replay.networks import MatchingNetwork, Parameters
-
-Statistics = tuple[Tensor, ...]
-"""What an objective takes from a set of images: tensors of fixed shapes."""
+from dc_replay.terms import Sides, Statistics, Terms
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Distance between two tensors of one shape, as a scalar."""
@@ -34,13 +32,30 @@ class Objective(Protocol):
     def __hash__(self) -> int: ...
 
     def statistics(
-        self, network: MatchingNetwork, parameters: Parameters, images: Tensor, labels: Tensor
-    ) -> Statistics:
-        """Describe normalised images ``[batch, ...]`` of classes ``labels`` (int64 ``[batch]``)."""
+        self,
+        network: MatchingNetwork,
+        parameters: Parameters,
+        images: Tensor,
+        labels: Tensor,
+        shares: Tensor,
+    ) -> tuple[Statistics, Tensor]:
+        """Describe sets of images.
+
+        Args:
+            network: The network as a function.
+            parameters: Its weights.
+            images: Normalised images ``[batch, channels, height, width]``.
+            labels: Their classes, int64 ``[batch]``.
+            shares: What each image contributes to each set, ``[sets, batch]``; rows add up to 1.
+
+        Returns:
+            The statistics, each ``[sets, ...]`` and linear in ``shares``, and the features
+            ``[batch, features]`` from the same forward pass.
+        """
         ...
 
     def distance(self, synthetic: Statistics, real: Statistics) -> Tensor:
-        """Compare two descriptions; a scalar."""
+        """Compare the statistics of two sets, without the first dimension; a scalar."""
         ...
 
 
@@ -89,22 +104,14 @@ class GradientMatching:
     convolutions_only: bool = True
 
     def statistics(
-        self, network: MatchingNetwork, parameters: Parameters, images: Tensor, labels: Tensor
-    ) -> Statistics:
-        """Gradients of the matched weights."""
-        gradients, _ = self.gradients_and_features(network, parameters, images, labels)
-        return gradients
-
-    def distance(self, synthetic: Statistics, real: Statistics) -> Tensor:
-        """Sum of the distances of the gradients, weight by weight."""
-        return torch.stack(
-            [self.error(first, second) for first, second in zip(synthetic, real, strict=True)]
-        ).sum()
-
-    def gradients_and_features(
-        self, network: MatchingNetwork, parameters: Parameters, images: Tensor, labels: Tensor
+        self,
+        network: MatchingNetwork,
+        parameters: Parameters,
+        images: Tensor,
+        labels: Tensor,
+        shares: Tensor,
     ) -> tuple[Statistics, Tensor]:
-        """The statistics and, from the same forward pass, the features ``[batch, features]``."""
+        """Gradients of the matched weights; see :meth:`Objective.statistics`."""
         names = network.names((3, 4, 5) if self.convolutions_only else (2, 3, 4, 5))
         if not names:
             raise ArgumentError(
@@ -112,13 +119,22 @@ class GradientMatching:
                 "GradientMatching(convolutions_only=False), or features with FeatureMatching()"
             )
 
-        def loss(matched: Parameters) -> tuple[Tensor, Tensor]:
+        def losses(matched: Parameters) -> tuple[Tensor, Tensor]:
             logits, features = network({**parameters, **matched}, images)
-            return F.cross_entropy(logits, labels), features
+            each = F.cross_entropy(logits, labels, reduction="none")
+            return shares.to(each.dtype) @ each, features
 
         matched = {name: parameters[name] for name in names}
-        gradients, features = torch.func.grad(loss, has_aux=True)(matched)
-        return tuple(gradients[name] for name in names), features
+        pulled: Any = torch.func.vjp(losses, matched, has_aux=True)
+        found, pull, features = pulled
+        each = [pull(chosen)[0] for chosen in torch.eye(len(found)).to(found)]
+        return tuple(torch.stack([one[name] for one in each]) for name in names), features
+
+    def distance(self, synthetic: Statistics, real: Statistics) -> Tensor:
+        """Sum of the distances of the gradients, weight by weight."""
+        return torch.stack(
+            [self.error(first, second) for first, second in zip(synthetic, real, strict=True)]
+        ).sum()
 
 
 @dataclass(frozen=True)
@@ -129,11 +145,16 @@ class FeatureMatching:
     """
 
     def statistics(
-        self, network: MatchingNetwork, parameters: Parameters, images: Tensor, labels: Tensor
-    ) -> Statistics:
-        """The mean features, ``[features]``."""
+        self,
+        network: MatchingNetwork,
+        parameters: Parameters,
+        images: Tensor,
+        labels: Tensor,
+        shares: Tensor,
+    ) -> tuple[Statistics, Tensor]:
+        """The mean features; see :meth:`Objective.statistics`."""
         _, features = network(parameters, images)
-        return (features.mean(dim=0),)
+        return (shares.to(features.dtype) @ features,), features
 
     def distance(self, synthetic: Statistics, real: Statistics) -> Tensor:
         """Squared error of the mean features."""
@@ -156,13 +177,16 @@ class BidirectionalMatching:
     weight: float = 1.0
 
     def statistics(
-        self, network: MatchingNetwork, parameters: Parameters, images: Tensor, labels: Tensor
-    ) -> Statistics:
+        self,
+        network: MatchingNetwork,
+        parameters: Parameters,
+        images: Tensor,
+        labels: Tensor,
+        shares: Tensor,
+    ) -> tuple[Statistics, Tensor]:
         """Gradients of the matched weights, then the mean features."""
-        gradients, features = self.gradient.gradients_and_features(
-            network, parameters, images, labels
-        )
-        return (*gradients, features.mean(dim=0))
+        gradients, features = self.gradient.statistics(network, parameters, images, labels, shares)
+        return (*gradients, shares.to(features.dtype) @ features), features
 
     def distance(self, synthetic: Statistics, real: Statistics) -> Tensor:
         """Distance of the gradients plus the weighted distance of the mean features."""
@@ -170,15 +194,31 @@ class BidirectionalMatching:
         return self.gradient.distance(synthetic[:-1], real[:-1]) + self.weight * features
 
 
-def matching_gradient(
+class Matched(NamedTuple):
+    """What a matching step yields, detached.
+
+    Attributes:
+        slope: Gradient of the distance in the synthetic images, shaped like them.
+        distance: The weighted sum of all terms, a scalar.
+        prefixes: Squared distance of mean features, as that of :class:`FeatureMatching`, between
+            each of the terms' ``prefixes`` and all real images, ``[prefixes]``.
+    """
+
+    slope: Tensor
+    distance: Tensor
+    prefixes: Tensor
+
+
+def matching_step(
     objective: Objective,
     network: MatchingNetwork,
     parameters: Parameters,
     real: Tensor,
     synthetic: Tensor,
     label: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Distance between two sets of images of one class, and its gradient in the synthetic ones.
+    terms: Terms | None = None,
+) -> Matched:
+    """Distance between sets of images of one class, and its gradient in the synthetic ones.
 
     Args:
         objective: What to match.
@@ -187,15 +227,22 @@ def matching_gradient(
         real: Normalised real images ``[batch, channels, height, width]``.
         synthetic: Normalised synthetic images ``[count, channels, height, width]``.
         label: The class, an int64 scalar.
-
-    Returns:
-        The gradient, shaped like ``synthetic``, and the distance, a scalar; both detached.
+        terms: The sets to compare; None compares all images of each side.
     """
-    target = objective.statistics(network, parameters, real, label.expand(len(real)))
+    if terms is None:
+        terms = Sides.even(len(synthetic), len(real), real).whole()
+    target, seen = objective.statistics(
+        network, parameters, real, label.expand(len(real)), terms.real
+    )
 
-    def loss(images: Tensor) -> Tensor:
-        labels = label.expand(len(images))
-        return objective.distance(objective.statistics(network, parameters, images, labels), target)
+    def loss(images: Tensor) -> tuple[Tensor, Tensor]:
+        found, features = objective.statistics(
+            network, parameters, images, label.expand(len(images)), terms.synthetic
+        )
+        sides = terms.sides(found, target)
+        distances = torch.stack([objective.distance(*side) for side in sides])
+        return terms.weights @ distances, features
 
-    gradient, value = torch.func.grad_and_value(loss)(synthetic)
-    return gradient, value
+    slope, (distance, features) = torch.func.grad_and_value(loss, has_aux=True)(synthetic)
+    gap = terms.prefixes @ features.detach() - (terms.real_mix[0] @ terms.real) @ seen
+    return Matched(slope, distance, gap.square().sum(dim=1))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dc_replay._checks import checked_scale
 from dc_replay.errors import ArgumentError
 
 
@@ -27,19 +28,9 @@ class Normalization:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
-        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
-        if not self.mean or len(self.mean) != len(self.std):
-            raise ArgumentError(
-                f"`mean` and `std` must hold one value per channel each, but they hold "
-                f"{len(self.mean)} and {len(self.std)}; pass two sequences of equal length"
-            )
-        finite = all(torch.isfinite(torch.tensor(self.mean + self.std)).tolist())
-        if not finite or min(self.std) <= 0:
-            raise ArgumentError(
-                f"`mean` and `std` must be finite and `std` positive, but got mean {self.mean} "
-                f"and std {self.std}; a channel that never varies takes a std of 1"
-            )
+        mean, std = checked_scale(self.mean, self.std)
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
 
     @classmethod
     def identity(cls, channels: int) -> Normalization:

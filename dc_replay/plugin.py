@@ -83,6 +83,11 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
     def memory(self, memory: ExemplarMemory) -> None:
         self.buffer.memory = memory
 
+    @property
+    def history(self) -> list[dict[str, list[Any]]]:
+        """What condensing each experience recorded; see :class:`~dc_replay.condense.Condensed`."""
+        return self.buffer.history
+
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Start the draws of this experience; each process of a distributed run has its own."""
         self._generator = stream(

@@ -11,12 +11,13 @@ from torch import Generator, Tensor
 
 from dc_replay.compilation import compiled
 from dc_replay.networks import MatchingNetwork, NetworkFactory, Parameters, Precision
-from dc_replay.objectives import Objective, matching_gradient
+from dc_replay.objectives import Matched, Objective, matching_step
 from dc_replay.randomness import isolated
+from dc_replay.terms import Terms
 from dc_replay.training import StepFunction, step_function
 
-MatchFunction = Callable[[Parameters, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Gradient in the synthetic images, and distance, for weights, real, synthetic and a label."""
+MatchFunction = Callable[[Parameters, Tensor, Tensor, Tensor, Terms], Matched]
+"""What :func:`~dc_replay.objectives.matching_step` does with one network and objective."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,7 @@ class Programs:
         network: The network as a function.
         forward: Logits and features for weights and images.
         step: Gradients of the weights, see :func:`~dc_replay.training.step_function`.
-        match: See :func:`~dc_replay.objectives.matching_gradient`; None without an objective.
+        match: See :func:`~dc_replay.objectives.matching_step`; None without an objective.
     """
 
     network: MatchingNetwork
@@ -77,21 +78,21 @@ def _build(
     with isolated(Generator().manual_seed(0), device):
         example = torch.zeros((1, *shape), device=device)
         network = MatchingNetwork(factory, classes, example, precision=precision)
-    match: MatchFunction | None = None
+    matching: MatchFunction | None = None
     if objective is not None:
         goal = objective
 
-        def gradient(
-            parameters: Parameters, real: Tensor, synthetic: Tensor, label: Tensor
-        ) -> tuple[Tensor, Tensor]:
-            return matching_gradient(goal, network, parameters, real, synthetic, label)
+        def matched(
+            parameters: Parameters, real: Tensor, synthetic: Tensor, label: Tensor, terms: Terms
+        ) -> Matched:
+            return matching_step(goal, network, parameters, real, synthetic, label, terms)
 
-        match = compiled(gradient, compile)
+        matching = compiled(matched, compile)
     return Programs(
         network=network,
         forward=compiled(network.__call__, compile),
         step=compiled(step_function(network), compile),
-        match=match,
+        match=matching,
     )
 
 

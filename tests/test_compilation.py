@@ -7,8 +7,9 @@ from dc_replay import compilation
 from dc_replay.compilation import STEPS_THAT_REPAY, compiled, wanted
 from dc_replay.errors import ArgumentError
 from dc_replay.networks import convnet_for
-from dc_replay.objectives import BidirectionalMatching, GradientMatching, matching_gradient
+from dc_replay.objectives import BidirectionalMatching, GradientMatching, matching_step
 from dc_replay.programs import _cached, programs
+from dc_replay.terms import Sides, with_parts, with_prefix
 from dc_replay.training import step_function
 
 SHAPE = (1, 8, 8)
@@ -122,8 +123,8 @@ def test_programs_are_the_functions_of_the_network(generator):
     parameters = found.network.fresh()
     label = torch.tensor(1)
     for ours, theirs in zip(
-        found.match(parameters, images, images[:1], label),
-        matching_gradient(
+        found.match(parameters, images, images[:1], label, Sides.even(1, 4, images).whole()),
+        matching_step(
             BidirectionalMatching(), found.network, parameters, images, images[:1], label
         ),
         strict=True,
@@ -143,14 +144,34 @@ def test_without_an_objective_there_is_nothing_to_match():
     assert program().match is None
 
 
+def test_a_matching_step_is_one_graph(generator):
+    real, synthetic = torch.rand(2, 6, *SHAPE, generator=generator).unbind()
+    network = program(BidirectionalMatching()).network
+    parameters, sides = network.fresh(), Sides.even(2, 6, real)
+    objective, label = BidirectionalMatching(), torch.tensor(1)
+
+    def step(terms):
+        return matching_step(objective, network, parameters, real, synthetic[:2], label, terms)
+
+    whole = torch.compile(step, backend="eager", fullgraph=True, dynamic=False)
+    parts = with_parts(sides, torch.arange(2), torch.arange(6) % 2, 2, 0.5)
+    terms = with_prefix(parts, torch.tensor([[1.0, 0.0]]), 1)
+    for ours, theirs in zip(whole(terms), step(terms), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        whole(terms._replace(weights=terms.weights / 2))
+
+
 @pytest.mark.slow
 def test_compiled_programs_yield_what_uncompiled_ones_do(generator):
     real, synthetic = torch.rand(2, 6, *SHAPE, generator=generator).unbind()
     plain, fast = (program(BidirectionalMatching(), compile=mode) for mode in (False, True))
     parameters = plain.network.fresh()
-    arguments = (parameters, real, synthetic[:2], torch.tensor(1))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # no compiler is no error
-        for _ in range(2):
+    sides = Sides.even(2, 6, real)
+    parts = with_parts(sides, torch.arange(2), torch.arange(6) % 2, 2, 0.5)
+    for terms in (sides.whole(), with_prefix(parts, torch.tensor([[1.0, 0.0]]), 1)) * 2:
+        arguments = (parameters, real, synthetic[:2], torch.tensor(1), terms)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # no compiler is no error
             for ours, theirs in zip(fast.match(*arguments), plain.match(*arguments), strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)

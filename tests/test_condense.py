@@ -9,22 +9,25 @@ import torch
 from torch.nn import functional as F
 
 from dc_replay import recipes
+from dc_replay.apprentice import Apprentice
 from dc_replay.augment import Augmentation
-from dc_replay.condense import Apprentice, Condensed, Condenser, OnReal, OnSynthetic, PixelStep
+from dc_replay.condense import Condensed, Condenser, OnReal, OnSynthetic, PixelStep
 from dc_replay.errors import ArgumentError, DCReplayError
 from dc_replay.formation import Formation
+from dc_replay.multisize import Multisize, PrefixChoice
 from dc_replay.networks import ConvNet, MatchingNetwork, convnet_for
 from dc_replay.objectives import (
     BidirectionalMatching,
     FeatureMatching,
     GradientMatching,
     cosine_distance,
-    matching_gradient,
+    matching_step,
 )
 from dc_replay.pixels import Normalization, dequantise, quantise
 from dc_replay.programs import _cached, programs
 from dc_replay.sampling import RealImages, Representative, Uniform
 from dc_replay.selection import RandomImages
+from dc_replay.subsets import SubsetMatching
 from dc_replay.training import NetworkTraining
 
 CPU = torch.device("cpu")
@@ -104,7 +107,7 @@ def held_out_distance(objective, exemplars, formation, images, labels, seeds=3):
             synthetic = NORMALIZATION.apply(formation.decode(stored))
             target = torch.tensor(label)
             total += float(
-                matching_gradient(objective, matching, parameters, real, synthetic, target)[1]
+                matching_step(objective, matching, parameters, real, synthetic, target).distance
             )
     return total / seeds
 
@@ -269,8 +272,26 @@ class Recorder:
         apprentice.train_on_real()
 
 
-def hand_written(images, labels, counts, *, factor, training, step, outer, inner):
-    """IDC for deterministic samples and no augmentation, the plain way."""
+def hand_written(
+    images,
+    labels,
+    counts,
+    *,
+    factor,
+    training,
+    step,
+    outer,
+    inner,
+    sizes=(),
+    parts=None,
+):
+    """IDC for deterministic samples and no augmentation, the plain way.
+
+    With ``parts=(k, weight)`` image i is of part i % k. With ``sizes``, MDC for a period of one
+    outer iteration: the prefix of the first two periods, then of one period each. The rates that
+    such a choice would go by are noted in ``chosen``.
+    """
+    prefixes, chosen = bool(sizes), []
     formation = Formation(factor)
     real = [NORMALIZATION.apply(images[labels == c].float() / 255) for c in range(len(counts))]
     stored = []
@@ -282,30 +303,49 @@ def hand_written(images, labels, counts, *, factor, training, step, outer, inner
         for p in stored
     ]
     seen, distances = [], []
-    for _ in range(outer):
+    size, frozen, before, each = 1, 0, None, factor**2
+    for e in range(outer):
         module = deterministic(len(counts))
+        apart = []
         learner = torch.optim.SGD(
             module.parameters(),
             lr=training.lr,
             momentum=training.momentum,
             weight_decay=training.weight_decay,
         )
-        for _ in range(inner):
+        for t in range(inner):
             total = 0.0
             convolutions = [p for p in module.parameters() if p.ndim == 4]
+
+            def gradients(batch, c, module=module, convolutions=convolutions):
+                loss = F.cross_entropy(module(batch), torch.full((len(batch),), c))
+                return torch.autograd.grad(loss, convolutions, create_graph=True)
+
+            def apart_by(first, second, c, gradients=gradients):
+                pairs = zip(gradients(first, c), gradients(second, c), strict=True)
+                return sum(((a - b.detach()) ** 2).sum() for a, b in pairs)
+
             for c, pixels in enumerate(stored):
-                target = torch.autograd.grad(
-                    F.cross_entropy(module(real[c]), torch.full((len(real[c]),), c)), convolutions
-                )
                 synthetic = NORMALIZATION.apply(formation.decode(pixels))
-                found = torch.autograd.grad(
-                    F.cross_entropy(module(synthetic), torch.full((len(synthetic),), c)),
-                    convolutions,
-                    create_graph=True,
-                )
-                distance = sum(((a - b) ** 2).sum() for a, b in zip(found, target, strict=True))
+                distance = apart_by(synthetic, real[c], c)
+                if parts is not None:
+                    k, weight = parts
+                    weight *= 1 - (e * inner + t) / (outer * inner)
+                    for part in range(k):
+                        distance = distance + weight * apart_by(
+                            synthetic[part::k], real[c][part::k], c
+                        )
+                if prefixes and len(pixels) > 1:
+                    n = min(size, len(pixels) - 1)
+                    distance = distance + apart_by(synthetic[: n * each], real[c], c)
+                    with torch.no_grad():
+                        middle = module.embed(real[c]).mean(0)
+                        for n in range(1, len(pixels)):
+                            near = module.embed(synthetic[: n * each]).mean(0)
+                            apart.append((n, c, float(((near - middle) ** 2).sum())))
                 optimizers[c].zero_grad()
                 (pixels.grad,) = torch.autograd.grad(distance, pixels)
+                pixels.grad[:frozen] = 0
                 optimizers[c].step()
                 total += float(distance.detach())
             distances.append(total / len(stored))
@@ -317,13 +357,56 @@ def hand_written(images, labels, counts, *, factor, training, step, outer, inner
         with torch.no_grad():
             for pixels in stored:
                 pixels.clamp_(0, 1)
-    return seen, distances, [p.detach() for p in stored]
+        if prefixes:
+            means = {}
+            for n, c in sorted({(n, c) for n, c, _ in apart}):
+                values = [value for m, d, value in apart if (m, d) == (n, c)]
+                means[n, c] = sum(values) / len(values)
+            former = size
+            if before is not None:
+                rates = {}
+                for n in range(1, max(counts)):
+                    changes = [abs(v - before[key]) for key, v in means.items() if key[0] == n]
+                    rates[n] = sum(changes) / len(changes)
+                chosen.append(list(rates.values()))
+                size = sizes[len(chosen)] if len(chosen) < len(sizes) else 1
+            before, frozen = means, former if size > former else 0
+            if frozen:
+                for optimizer in optimizers:
+                    for state in optimizer.state.values():
+                        state["momentum_buffer"][:frozen] = 0
+    return seen, distances, [p.detach() for p in stored], chosen
 
 
+SIZES = (1, 2, 3, 1)  # grows, so that images freeze, and shrinks
+METHODS = {
+    "plain": ({}, {}, [2, 1, 1]),
+    "parts": ({"subsets": SubsetMatching(2, 0.7)}, {"parts": (2, 0.7)}, [3, 2, 2]),
+    "prefixes": ({"multisize": Multisize(period=1)}, {"sizes": SIZES}, [4, 4, 4]),
+    "both": (
+        {"subsets": SubsetMatching(2, 0.7), "multisize": Multisize(period=1)},
+        {"sizes": SIZES, "parts": (2, 0.7)},
+        [4, 4, 4],
+    ),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("factor", [1, 2])
-def test_outer_iterations_equal_a_loop_written_by_hand(factor):
-    images, labels = toy((9, 8, 6))
-    counts = [2, 1, 1]
+def test_outer_iterations_equal_a_loop_written_by_hand(factor, method, monkeypatch):
+    options, by_hand, counts = METHODS[method]
+    outer = 5 if "sizes" in by_hand else 2
+    rates = []
+
+    def choose(self, found):
+        rates.append(found.mean(dim=0).tolist())
+        return [SIZES[len(rates)] if len(rates) < len(SIZES) else 1] * len(self.counts)
+
+    monkeypatch.setattr(PrefixChoice, "_most_learnable", choose)
+    monkeypatch.setattr(
+        SubsetMatching, "divide", lambda self, count, *_: torch.arange(count) % self.parts
+    )
+    images, labels = toy((16, 17, 19))
     training = NetworkTraining(
         lr=0.05, batch=len(images), augment=Augmentation(), cutmix=0.0, weight_decay=0.01
     )
@@ -340,8 +423,9 @@ def test_outer_iterations_equal_a_loop_written_by_hand(factor):
         training=training,
         update=recorder,
         pixels=step,
-        outer=2,
+        outer=outer,
         inner=3,
+        **options,
     )
     condensed = run(
         condenser,
@@ -350,13 +434,24 @@ def test_outer_iterations_equal_a_loop_written_by_hand(factor):
         quotas=dict(enumerate(counts)),
         normalization=NORMALIZATION,
     )
-    seen, distances, stored = hand_written(
-        images, labels, counts, factor=factor, training=training, step=step, outer=2, inner=3
+    seen, distances, stored, chosen = hand_written(
+        images,
+        labels,
+        counts,
+        factor=factor,
+        training=training,
+        step=step,
+        outer=outer,
+        inner=3,
+        **by_hand,
     )
-    assert len(recorder.seen) == len(seen) == 6
+    assert len(recorder.seen) == len(seen) == 3 * outer
     for ours, theirs in zip(recorder.seen, seen, strict=True):
         for first, second in zip(ours, theirs, strict=True):
             torch.testing.assert_close(first, second, rtol=0, atol=2e-6)
+    assert len(rates) == len(chosen) == (4 if "sizes" in by_hand else 0)
+    for ours, theirs in zip(rates, chosen, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
     moved = [(a - b).abs().max() for a, b in zip(seen[-1], seen[0], strict=True)]
     assert min(moved) > 1e-3  # far more than the tolerance
     assert condensed.history["distance"] == pytest.approx(distances, rel=1e-4)
@@ -417,9 +512,9 @@ class Sizes:
 
     seen: list = field(default_factory=list, compare=False)
 
-    def statistics(self, network, parameters, images, labels):
+    def statistics(self, network, parameters, images, labels, shares):
         self.seen.append(len(images))
-        return FeatureMatching().statistics(network, parameters, images, labels)
+        return FeatureMatching().statistics(network, parameters, images, labels, shares)
 
     def distance(self, synthetic, real):
         return FeatureMatching().distance(synthetic, real)
@@ -438,15 +533,6 @@ def test_above_most_decoded_a_random_subset_is_matched():
     crops = (after.exemplars.of_class(1).int() - before.exemplars.of_class(1).int()).abs()
     moved = crops.view(3, 3, 2, 4, 2, 4).amax(dim=(1, 3, 5)) > 0
     assert moved.sum() > 5  # another subset in each step
-
-
-def test_the_subset_is_drawn_without_replacement():
-    condenser = small("idc", most_decoded=7)
-    decoded = torch.arange(12.0).view(12, 1, 1, 1)
-    subsets = [condenser._subset(decoded, seeded(s)).flatten().tolist() for s in range(20)]
-    assert all(len(set(subset)) == 7 for subset in subsets)
-    assert {value for subset in subsets for value in subset} == set(range(12))
-    assert torch.equal(condenser._subset(decoded[:7], seeded()), decoded[:7])
 
 
 @pytest.mark.parametrize("name", ["representative", "random", "herding"])
@@ -586,9 +672,9 @@ def test_labels_and_normalization_reach_the_network():
 
     @dataclass(frozen=True)
     class Spy:
-        def statistics(self, network, parameters, images, labels):
+        def statistics(self, network, parameters, images, labels, shares):
             seen.append((images.detach().clone(), labels.tolist()))
-            return FeatureMatching().statistics(network, parameters, images, labels)
+            return FeatureMatching().statistics(network, parameters, images, labels, shares)
 
         def distance(self, synthetic, real):
             return FeatureMatching().distance(synthetic, real)

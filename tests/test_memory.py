@@ -1,10 +1,12 @@
 import copy
+import gc
 import io
 import json
 import pickle
 import re
 import subprocess
 import sys
+import time
 from math import prod
 
 import pytest
@@ -253,6 +255,33 @@ def test_shrinking_keeps_prefixes_in_a_smaller_allocation(size, counts, budget):
     assert memory.exemplars.pixels.data_ptr() != old
     assert allocated(memory) == memory.nbytes == sum(counts.values()) * IMAGE_BYTES
     assert memory.labels.untyped_storage().nbytes() == 8 * len(memory)
+
+
+def tensor_bytes():
+    """Bytes of all tensors of the process, each allocation once."""
+    gc.collect()
+    found = {}
+    for thing in gc.get_objects():
+        if type(thing) is torch.Tensor:
+            storage = thing.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def test_shrinking_2000_images_takes_milliseconds_and_frees_their_bytes():
+    seconds = []
+    for _ in range(5):
+        memory = ExemplarMemory(budget=ImagesPerClass(20))
+        labels = torch.arange(100).repeat_interleave(20)
+        memory.add(Exemplars(torch.zeros(2000, 3, 32, 32, dtype=torch.uint8), labels))
+        before, stored = tensor_bytes(), memory.nbytes
+        began = time.perf_counter()
+        memory.shrink(images_per_class=5)
+        seconds.append(time.perf_counter() - began)
+        assert stored - memory.nbytes == 1500 * 3072
+        # Labels, 8 bytes each, go with their images.
+        assert before - tensor_bytes() == 1500 * (3072 + 8)
+    assert min(seconds) < 0.05  # about 1 ms; the rest is for busy machines
 
 
 @pytest.mark.parametrize(

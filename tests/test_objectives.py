@@ -15,9 +15,10 @@ from dc_replay.objectives import (
     GradientMatching,
     absolute_error,
     cosine_distance,
-    matching_gradient,
+    matching_step,
     squared_error,
 )
+from dc_replay.terms import Sides, with_parts, with_prefix
 
 GOLDEN = Path(__file__).parent / "data" / "matching.npz"
 CLASSES = 3
@@ -122,7 +123,7 @@ def test_it_equals_a_loop_with_autograd_class_by_class(objective, network, param
         pixels = synthetic.clone().requires_grad_()
         expected = slow_distance(objective, module, real, pixels, label)
         (slope,) = torch.autograd.grad(expected, pixels)
-        gradient, value = matching_gradient(
+        gradient, value, _ = matching_step(
             objective, network, parameters, real, synthetic, torch.tensor(label).to(real.device)
         )
         torch.testing.assert_close(value, expected.detach(), rtol=1e-9, atol=1e-12)
@@ -130,11 +131,11 @@ def test_it_equals_a_loop_with_autograd_class_by_class(objective, network, param
 
 
 class Matching(torch.autograd.Function):
-    """The distance, with the gradient that `matching_gradient` yields."""
+    """The distance, with the gradient that `matching_step` yields."""
 
     @staticmethod
     def forward(ctx, synthetic, *arguments):
-        gradient, value = matching_gradient(*arguments[:-1], synthetic, arguments[-1])
+        gradient, value, _ = matching_step(*arguments[:-1], synthetic, arguments[-1])
         ctx.save_for_backward(gradient)
         return value
 
@@ -164,7 +165,9 @@ def test_statistics_are_differentiable_by_any_autograd(objective, network, param
 
     def describe(images):
         labels = torch.full((len(images),), 2, device=images.device)
-        return objective.statistics(network, parameters, images, labels)
+        shares = images.new_full((1, len(images)), 1 / len(images))
+        found, _ = objective.statistics(network, parameters, images, labels, shares)
+        return tuple(statistic[0] for statistic in found)
 
     target = tuple(statistic.detach() for statistic in describe(real))
 
@@ -173,9 +176,9 @@ def test_statistics_are_differentiable_by_any_autograd(objective, network, param
 
     assert torch.autograd.gradcheck(distance, (synthetic,), fast_mode=True)
     (slope,) = torch.autograd.grad(distance(synthetic), synthetic)
-    gradient, _ = matching_gradient(
+    gradient = matching_step(
         objective, network, parameters, real, synthetic.detach(), torch.tensor(2).to(real.device)
-    )
+    ).slope
     torch.testing.assert_close(gradient, slope, rtol=1e-9, atol=1e-12)
 
 
@@ -185,14 +188,14 @@ def test_equal_sets_have_no_distance_and_order_and_repetition_do_not_matter(
 ):
     real, synthetic = images
     label = torch.tensor(0, device=real.device)
-    _, same = matching_gradient(objective, network, parameters, real, real.flip(0), label)
+    same = matching_step(objective, network, parameters, real, real.flip(0), label).distance
     if objective in (OBJECTIVES["squared"], OBJECTIVES["absolute"], OBJECTIVES["both"]):
         assert float(same) < 1e-9  # a channel without gradient has a cosine distance of 1
-    gradient, value = matching_gradient(objective, network, parameters, real, synthetic, label)
+    gradient, value, _ = matching_step(objective, network, parameters, real, synthetic, label)
     assert value > same
     assert not gradient.requires_grad and not value.requires_grad
     twice = torch.cat([synthetic, synthetic])
-    slopes, repeated = matching_gradient(objective, network, parameters, real, twice, label)
+    slopes, repeated, _ = matching_step(objective, network, parameters, real, twice, label)
     torch.testing.assert_close(repeated, value, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(slopes[:2] + slopes[2:], gradient, rtol=1e-9, atol=1e-12)
 
@@ -203,7 +206,7 @@ def test_nothing_that_goes_in_is_changed(objective, network, parameters, images)
     kept = {name: value.clone() for name, value in parameters.items()}
     label = torch.tensor(0, device=real.device)
     with torch.no_grad():
-        gradient, _ = matching_gradient(objective, network, parameters, real, synthetic, label)
+        gradient = matching_step(objective, network, parameters, real, synthetic, label).slope
     assert gradient.any()
     assert all(torch.equal(parameters[name], kept[name]) for name in kept)
     assert not any(value.requires_grad or value.grad is not None for value in parameters.values())
@@ -237,7 +240,7 @@ def test_bidirectional_matching_is_the_sum_of_its_two_parts(network, parameters,
     label = torch.tensor(2, device=real.device)
 
     def match(objective):
-        return matching_gradient(objective, network, parameters, real, synthetic, label)
+        return matching_step(objective, network, parameters, real, synthetic, label)[:2]
 
     together, gradients, features = map(
         match, (BidirectionalMatching(weight=0.7), GradientMatching(), FeatureMatching())
@@ -254,9 +257,9 @@ def test_a_network_without_convolutions_needs_another_objective():
     arguments = (network, network.fresh(), torch.ones(2, 1, 4, 4), example, torch.tensor(0))
     for objective in (GradientMatching(), BidirectionalMatching()):
         with pytest.raises(ArgumentError, match="`network` has no convolution weights to match"):
-            matching_gradient(objective, *arguments)
+            matching_step(objective, *arguments)
     for objective in (GradientMatching(convolutions_only=False), FeatureMatching()):
-        assert matching_gradient(objective, *arguments)[0].shape == example.shape
+        assert matching_step(objective, *arguments).slope.shape == example.shape
 
 
 def test_objectives_are_values():
@@ -308,49 +311,101 @@ def test_it_agrees_with_the_published_implementations(key, objective, golden, pu
     torch.testing.assert_close(
         decoded.detach(), golden["decoded_image_major"], rtol=1e-9, atol=1e-12
     )
-    gradient, value = matching_gradient(
+    gradient, value, _ = matching_step(
         objective, *published, golden["real"], decoded.detach(), golden["label"]
     )
     decoded.backward(gradient)
     agree(value, stored.grad, golden, key)
 
 
-@pytest.mark.parametrize(
-    ("key", "parts"),
-    [
-        # weight, real images, decoded images
-        ("mdc_mls2", [(1, slice(None), slice(None)), (1, slice(None), slice(8))]),
-        (
-            "subset_matching_weight_half",
-            [
-                (1.0, slice(None), slice(None)),
-                (0.5, slice(6), slice(8)),
-                (0.5, slice(6, None), slice(8, None)),
-            ],
-        ),
-    ],
-)
-def test_sums_over_parts_agree_with_the_published_implementations(key, parts, golden, published):
+def by_terms(golden, published, terms):
+    """Distance, gradient in the stored pixels, and prefix distances of the reference case."""
     stored = golden["stored"].clone().requires_grad_()
-    total = 0
-    for weight, real, synthetic in parts:
-        decoded = Formation(2).decode(stored)[synthetic]
-        gradient, value = matching_gradient(
-            GradientMatching(), *published, golden["real"][real], decoded.detach(), golden["label"]
-        )
-        decoded.backward(weight * gradient)
-        total = total + weight * value
-    agree(total, stored.grad, golden, key)
-
-
-def test_prefix_distances_agree_with_the_published_implementation(golden, published):
-    decoded = Formation(2).decode(golden["stored"])
-    distances = [
-        matching_gradient(
-            FeatureMatching(), *published, golden["real"], decoded[: 4 * n], golden["label"]
-        )[1]
-        for n in (1, 2, 3)
-    ]
-    torch.testing.assert_close(
-        torch.stack(distances), golden["mdc_feature_distances"], rtol=1e-9, atol=0
+    decoded = Formation(2).decode(stored)
+    found = matching_step(
+        GradientMatching(), *published, golden["real"], decoded.detach(), golden["label"], terms
     )
+    decoded.backward(found.slope)
+    return found.distance, stored.grad, found.prefixes
+
+
+def prefix_shares(stored, each, like):
+    shares = like.new_zeros(stored - 1, stored * each)
+    for size in range(1, stored):
+        shares[size - 1, : size * each] = 1 / (size * each)
+    return shares
+
+
+@pytest.fixture(scope="module")
+def whole(golden):
+    return Sides.even(16, 12, golden["real"])
+
+
+def test_multisize_agrees_with_the_published_implementation(golden, published, whole):
+    terms = with_prefix(whole.whole(), prefix_shares(4, 4, golden["real"]), 2)
+    value, gradient, distances = by_terms(golden, published, terms)
+    agree(value, gradient, golden, "mdc_mls2")
+    torch.testing.assert_close(distances, golden["mdc_feature_distances"], rtol=1e-9, atol=0)
+
+
+def test_subset_matching_agrees_with_the_published_implementation(golden, published, whole):
+    halves = [torch.arange(count) // (count // 2) for count in (16, 12)]
+    value, gradient, distances = by_terms(golden, published, with_parts(whole, *halves, 2, 0.5))
+    agree(value, gradient, golden, "subset_matching_weight_half")
+    assert not len(distances)
+
+
+@every_objective
+@pytest.mark.parametrize("kind", ["parts", "prefix", "both"])
+def test_terms_equal_distances_computed_one_by_one(
+    objective, kind, network, parameters, generator, device
+):
+    real, synthetic = (
+        torch.randn(count, 2, 8, 8, dtype=torch.float64, generator=generator).to(device)
+        for count in (7, 6)
+    )
+    label = torch.tensor(1, device=device)
+    synthetic_part = torch.tensor([2, 0, 1, 0, 0, 2], device=device)
+    real_part = torch.tensor([0, 2, 2, 0, 1, 1, 0], device=device)
+    sides = Sides.even(6, 7, real)
+    terms, expected = sides.whole(), [(1.0, slice(None), slice(None))]
+    if kind != "prefix":
+        terms = with_parts(sides, synthetic_part, real_part, 3, 0.3)
+        expected += [(0.3, real_part == k, synthetic_part == k) for k in range(3)]
+    if kind != "parts":
+        terms = with_prefix(terms, prefix_shares(3, 2, real), 2)
+        expected += [(1.0, slice(None), slice(4))]
+    slope, value = torch.zeros_like(synthetic), torch.zeros((), device=device).double()
+    for weight, some, others in expected:
+        part = matching_step(objective, network, parameters, real[some], synthetic[others], label)
+        value += weight * part.distance
+        slope[others] += weight * part.slope
+    found = matching_step(objective, network, parameters, real, synthetic, label, terms)
+    torch.testing.assert_close(found.distance, value, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.slope, slope, rtol=1e-9, atol=1e-12)
+    for size, distance in enumerate(found.prefixes, start=1):
+        prefix = matching_step(
+            FeatureMatching(), network, parameters, real, synthetic[: 2 * size], label
+        )
+        torch.testing.assert_close(distance, prefix.distance, rtol=1e-9, atol=1e-12)
+    assert len(found.prefixes) == (0 if kind == "parts" else 2)
+
+
+def test_a_part_without_images_on_one_side_is_left_out(network, parameters, images):
+    real, synthetic = images
+    sides = Sides.even(2, 5, real)
+    label = torch.tensor(0, device=real.device)
+    with_empty = with_parts(
+        sides,
+        torch.tensor([0, 1], device=real.device),
+        torch.tensor([1, 1, 1, 1, 1], device=real.device),
+        2,
+        0.5,
+    )
+    found = matching_step(
+        GradientMatching(), network, parameters, real, synthetic, label, with_empty
+    )
+    everything = matching_step(GradientMatching(), network, parameters, real, synthetic, label)
+    second = matching_step(GradientMatching(), network, parameters, real, synthetic[1:], label)
+    torch.testing.assert_close(found.distance, everything.distance + 0.5 * second.distance)
+    assert torch.isfinite(found.slope).all()

@@ -37,6 +37,31 @@ def test_avalanche_is_not_imported_before_it_is_needed(code):
     assert "avalanche" not in loaded
 
 
+@pytest.mark.parametrize(
+    "code",
+    ["import dc_replay; dir(dc_replay)", "from dc_replay import TotalBytes, MemoryFileError"],
+)
+def test_torch_is_not_imported_before_it_is_needed(code):
+    loaded = loaded_after(code)
+    assert "dc_replay" in loaded
+    assert "torch" not in loaded
+
+
+def test_modules_are_attributes_without_being_imported():
+    loaded_after("import dc_replay; assert dc_replay.budgets.TotalImages(3).images == 3")
+    assert dc_replay.recipes.idc is dc_replay.idc
+
+
+def test_a_public_name_is_looked_up_once():
+    found = dc_replay.TotalBytes
+    assert vars(dc_replay)["TotalBytes"] is found
+
+
+def test_public_names_each_have_a_home():
+    assert sorted(dc_replay._MODULE_OF) == sorted(dc_replay.__all__)
+    assert len(set(dc_replay.__all__)) == len(dc_replay.__all__)
+
+
 def test_a_plugin_is_a_public_name_although_it_needs_avalanche():
     assert "avalanche" in loaded_after("from dc_replay import CondensedReplayPlugin")
 

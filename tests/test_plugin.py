@@ -1,6 +1,7 @@
 import copy
 import pickle
 import random
+import weakref
 from functools import partial
 
 import numpy as np
@@ -350,6 +351,42 @@ def test_training_goes_on_from_a_file_and_after_shrinking(make, tmp_path):
     assert second.memory.counts == {1: 1, 3: 1, 0: 1, 5: 1}
     seen = torch.cat([b[1] for b in batches.seen[0]])
     assert set(seen.tolist()) == {1, 3, 0, 5}
+
+
+class ShrinkWithin(SupervisedPlugin):
+    """Cuts the memory to one image per class before the third iteration of an experience."""
+
+    def __init__(self, replay):
+        super().__init__()
+        self.replay = replay
+        self.held = None
+        self.iterations = 0
+
+    def before_training_iteration(self, strategy, **kwargs):
+        self.iterations += 1
+        if self.iterations == 3:
+            pixels = self.replay.memory.exemplars.pixels
+            self.held = weakref.ref(pixels)
+            del pixels
+            self.replay.memory.shrink(images_per_class=1)
+
+
+@both_plugins
+def test_the_memory_may_be_cut_inside_an_epoch(make):
+    replay, stream = make(**options_of()), pairs().train_stream
+    naive(replay).train(stream[0])
+    cut, batches = ShrinkWithin(replay), Batches()
+    # First among the plugins, so that the cut comes before the replay of its own iteration.
+    naive(cut, replay, batches, train_epochs=1, train_mb_size=4).train(stream[1])
+    assert cut.held() is None  # the bytes are free although the epoch went on
+    # Those that arrive after the cut obey it.
+    assert replay.memory.counts == {3: 1, 1: 1, 0: 1, 5: 1}
+    kept, _ = replay.memory.decoded()
+    later = batches.seen[0][3:]
+    shown = torch.cat([batch[0][torch.isin(batch[1], torch.tensor([3, 1]))] for batch in later])
+    assert len(later) >= 2 and len(shown) >= 4
+    for image in shown:
+        assert (kept - image).abs().flatten(1).amax(dim=1).min() < 1e-6
 
 
 @both_plugins
