@@ -8,17 +8,14 @@ into the output folder. Started again with the same folder, it goes on where it 
 
 from __future__ import annotations
 
-import logging
-import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from avalanche.benchmarks import class_incremental_benchmark
 from avalanche.benchmarks.utils.classification_dataset import (
     TaskAwareSupervisedClassificationDataset,
@@ -33,66 +30,48 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from benchmarks.compiled import compile_layers
-from benchmarks.data import ImageData, class_order, keep_classes, load
-from benchmarks.presets import Preset, condenser, network_factory, preset
+from benchmarks.data import ImageData, class_order
+from benchmarks.methods import method as named_method
+from benchmarks.presets import matching_factory, network_factory
 from benchmarks.report import exemplar_sheet, write_report
 from benchmarks.results import ResultStore, Row, environment
-from dc_replay import RECIPES, ExemplarMemory, ImagesPerClass
+from benchmarks.workload import Workload, at_least_1, command_line, names
+from dc_replay import Budget, ExemplarMemory, ImagesPerClass, Smallest, TotalBytes, TotalImages
 from dc_replay.augment import augmentation
-from dc_replay.errors import ArgumentError, DCReplayError
+from dc_replay.errors import ArgumentError
 from dc_replay.networks import set_precision
 from strategies import PROTOCOLS, WITHOUT_RECIPE, Contender, Setup
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Workload):
     """Compare replay memories on a class-incremental stream, at the same stored bytes.
 
     Attributes:
-        data: digits, cifar10, cifar100, svhn, mnist, fashion, npz:PATH or folder:PATH.
-        methods: Recipes, separated by commas; with protocol replay also naive, cumulative and
-            stock_replay.
+        methods: Methods, separated by commas: recipes, to which subset matching and multisize
+            condensation are added as in dream_plus+sm+mdc; with protocol replay also naive,
+            cumulative and stock_replay.
+        network: The network to train: convnet3 (or another depth), resnet10 or densenet121.
         protocol: What is trained on: the memory alone from the model before with distillation, the
             memory alone from scratch, or new data together with the memory.
-        network: The network to train: convnet3 (or another depth), resnet10 or densenet121.
-        preset: How much work to do: seconds, minutes on a CPU, or the published settings.
         ipc: Stored images per class.
         steps: Experiences that the classes are divided among.
-        seeds: Seeds, separated by commas.
-        order: Order of classes: shuffled by the seed, or the published one for CIFAR-100.
-        out: Output folder.
-        classes: Use only the first classes of the order.
-        factor: Crops along each side of a stored image, for recipes that pack.
-        width: Overrides the preset's channels of ConvNets.
-        outer: Overrides the preset's matching networks.
-        inner: Overrides the preset's pixel steps for each matching network.
+        budget: A total that holds over the whole stream besides the images per class:
+            total-bytes:N or total-images:N, in stored bytes or images.
+        shrink_at: STEP:IPC cuts the memory to IPC images per class before the experience STEP,
+            counted from 0, is learned.
         epochs: Overrides the preset's epochs of training.
-        root: Where downloaded data are, or go.
-        device: Where to run; the GPU where there is one.
-        compile: Whether to compile what repeats.
-        quiet: Show no progress bars.
     """
 
-    data: str = "digits"
     methods: str = "random,herding,representative,idc,dream_plus"
     protocol: Literal["memory-only", "gdumb", "replay"] = "memory-only"
     network: str = "convnet3"
-    preset: str = "fast"
     ipc: int = 20
     steps: int = 5
-    seeds: str = "0"
-    order: Literal["shuffled", "idc"] = "shuffled"
-    out: Path = Path("runs/class_incremental")
-    classes: int | None = None
-    factor: int = 2
-    width: int | None = None
-    outer: int | None = None
-    inner: int | None = None
+    budget: str | None = None
+    shrink_at: str | None = None
     epochs: int | None = None
-    root: Path = Path("data")
-    device: str | None = None
-    compile: Literal["auto", "always", "never"] = "auto"
-    quiet: bool = False
+    out: Path = Path("runs/class_incremental")
 
 
 def main(arguments: Arguments, command: str) -> str:
@@ -107,7 +86,7 @@ def main(arguments: Arguments, command: str) -> str:
         (seed, method)
         for seed in run.seeds
         for method in run.methods
-        if not all(run.store.finished(method, seed, step) for step in range(arguments.steps))
+        if not all(run.store.finished(method, seed, step=step) for step in range(arguments.steps))
     ]
     with tqdm(
         total=len(left) * arguments.steps, desc="all", unit="step", disable=arguments.quiet
@@ -127,38 +106,31 @@ class Run:
 
     def __init__(self, arguments: Arguments) -> None:
         self.arguments = arguments
-        self.preset = _overridden(preset(arguments.preset), arguments)
+        self.preset = arguments.chosen_preset("width", "outer", "inner", "epochs")
         self.methods = _methods(arguments)
-        self.seeds = _numbers("seeds", arguments.seeds)
-        self.device = _device(arguments.device)
-        for name, least in {"ipc": 1, "steps": 1, "factor": 1}.items():
-            if getattr(arguments, name) < least:
-                raise ArgumentError(
-                    f"`{name}` is {getattr(arguments, name)}, but must be at least {least}"
-                )
-        self.data = load(arguments.data, root=arguments.root)
+        self.seeds = arguments.chosen_seeds()
+        self.device = arguments.chosen_device()
+        for name in ("ipc", "steps", "factor", "classes"):
+            at_least_1(name, 1 if getattr(arguments, name) is None else getattr(arguments, name))
+        self.data = arguments.load()
         self.classes = arguments.classes or self.data.classes
         if self.classes % arguments.steps or self.classes < arguments.steps:
             raise ArgumentError(
                 f"`steps` is {arguments.steps}, which does not divide the {self.classes} classes; "
                 f"choose a divisor, or a number of `classes` that it divides"
             )
+        self.total = _total(arguments.budget, classes=self.classes, image=self.data.x_train[0])
+        self.cut = _cut(arguments)
         self.store = ResultStore(arguments.out)
 
     def settings(self) -> Row:
         """What must not differ between rows that are compared."""
-        arguments = asdict(self.arguments)
-        for free in ("methods", "seeds", "out", "quiet", "root", "device", "compile"):
-            del arguments[free]
-        return {**arguments, **asdict(self.preset), "classes": self.classes}
+        return self.arguments.settings(self.preset, free=("methods",), classes=self.classes)
 
     def contest(self, method: str, seed: int) -> list[Row]:
         """Run one method with one seed, from where it stopped; return the new rows."""
         steps = self.arguments.steps
-        data = keep_classes(
-            self.data,
-            class_order(self.data, self.arguments.order, seed=seed, classes=self.classes),
-        )
+        data = self.arguments.in_order(self.data, seed=seed)
         stream = _stream(data, steps)
         torch.manual_seed(seed)
         contender = self._contender(method, seed, data)
@@ -168,7 +140,7 @@ class Run:
         for step in range(done, steps):
             torch.manual_seed(1_000_003 * (seed + 1) + step)
             row = self._step(contender, method, seed, step, data, stream)
-            if not self.store.finished(method, seed, step):
+            if not self.store.finished(method, seed, step=step):
                 self.store.append(row)
                 rows.append(row)
             state.save(contender, step + 1)
@@ -188,7 +160,7 @@ class Run:
         images = len(data.x_train) // arguments.steps
         if arguments.protocol != "replay":
             images = per_step * arguments.ipc * presentations
-        mode: Any = {"auto": "auto", "always": True, "never": False}[arguments.compile]
+        mode = arguments.compile_mode()
         batch = settings.gdumb_batch if arguments.protocol == "gdumb" else settings.batch
         model = compile_layers(
             factory(per_step),
@@ -198,15 +170,15 @@ class Run:
         )
         set_precision(model, "auto", self.device)
         chosen = None
-        if method in RECIPES:
-            matching = network_factory(
-                "convnet3" if arguments.network.startswith("resnet") else arguments.network,
+        if method not in WITHOUT_RECIPE:
+            matching = matching_factory(
+                arguments.network,
                 channels=channels,
                 size=(height, width),
                 width=settings.width,
             )
-            chosen = condenser(
-                method, settings, factor=arguments.factor, ipc=arguments.ipc, network=matching
+            chosen = named_method(method).condenser(
+                settings, factor=arguments.factor, ipc=arguments.ipc, network=matching
             )
             chosen = replace(chosen, compile=mode)
         setup = Setup(
@@ -214,7 +186,8 @@ class Run:
             classes_per_step=per_step,
             classes=self.classes,
             ipc=arguments.ipc,
-            budget=ImagesPerClass(arguments.ipc),
+            total_images=self._total_images(),
+            budget=self._budget(),
             condenser=chosen,
             epochs=epochs,
             presentations_per_stored=presentations,
@@ -233,6 +206,15 @@ class Run:
             return WITHOUT_RECIPE[method](setup)
         return PROTOCOLS[arguments.protocol](setup)
 
+    def _budget(self) -> Budget:
+        each = ImagesPerClass(self.arguments.ipc)
+        return each if self.total is None else Smallest((each, self.total))
+
+    def _total_images(self) -> int | None:
+        if isinstance(self.total, TotalBytes):
+            return self.total.bytes // self.data.x_train[0].nbytes
+        return None if self.total is None else self.total.images
+
     def _evaluator(self, method: str, seed: int) -> EvaluationPlugin:
         logs = self.arguments.out / "logs" / f"{method}-{seed}"
         logs.mkdir(parents=True, exist_ok=True)
@@ -246,6 +228,8 @@ class Run:
         self, contender: Contender, method: str, seed: int, step: int, data: ImageData, stream: Any
     ) -> Row:
         buffer, strategy = contender.buffer, contender.strategy
+        if self.cut is not None and self.cut[0] == step and contender.shrink is not None:
+            contender.shrink(self.cut[1])
         started = time.perf_counter()
         strategy.train(stream.train_stream[step])
         seconds = time.perf_counter() - started
@@ -280,7 +264,7 @@ class Run:
         """Mean over earlier experiences of how far accuracy fell since they were learned."""
         falls = []
         for step, now in enumerate(accuracies[:-1]):
-            row = self.store.find(method, seed, step)
+            row = self.store.find(method, seed, step=step)
             if row is None:
                 return None
             falls.append(row["experience_accuracies"][step] - now)
@@ -291,7 +275,7 @@ class Run:
     ) -> int:
         """Bring a contender to where its saved state is; return the steps that are done."""
         done = state.steps()
-        finished = all(self.store.finished(method, seed, step) for step in range(done))
+        finished = all(self.store.finished(method, seed, step=step) for step in range(done))
         if not done or not finished or contender.resume is None or contender.buffer is None:
             return 0
         model = contender.strategy.model
@@ -422,67 +406,61 @@ def _accuracies(metrics: dict[str, Any], step: int) -> list[float]:
     return [found[experience] for experience in range(step + 1)]
 
 
-def _overridden(settings: Preset, arguments: Arguments) -> Preset:
-    changes = {}
-    for name in ("width", "outer", "inner", "epochs"):
-        value = getattr(arguments, name)
-        if value is not None:
-            if value < 1:
-                raise ArgumentError(f"`{name}` is {value}, but must be at least 1")
-            changes[name] = value
-    return replace(settings, **changes)
-
-
 def _methods(arguments: Arguments) -> list[str]:
-    known = [*RECIPES]
-    if arguments.protocol == "replay":
-        known += WITHOUT_RECIPE
-    methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
-    unknown = [name for name in methods if name not in known]
-    if unknown or not methods:
+    others = WITHOUT_RECIPE if arguments.protocol == "replay" else {}
+    methods = names("methods", arguments.methods)
+    for name in methods:
+        if name in WITHOUT_RECIPE and not others:
+            raise ArgumentError(
+                f"`methods` names {name!r}, which trains on new data, but `protocol` is "
+                f"{arguments.protocol}; compare it with protocol replay"
+            )
+        if name not in others:
+            named_method(name)
+    return methods
+
+
+def _total(
+    text: str | None, *, classes: int, image: torch.Tensor
+) -> TotalBytes | TotalImages | None:
+    if text is None:
+        return None
+    kind, _, number = text.partition(":")
+    kinds: dict[str, type[TotalBytes | TotalImages]] = {
+        "total-bytes": TotalBytes,
+        "total-images": TotalImages,
+    }
+    if kind not in kinds or not number.isdigit() or int(number) < 1:
         raise ArgumentError(
-            f"`methods` names {unknown or 'none'}, but the known ones with protocol "
-            f"{arguments.protocol} are {', '.join(known)}"
+            f"`budget` is {text!r}, but must be total-bytes:N or total-images:N with a whole "
+            f"number of at least 1"
         )
-    return list(dict.fromkeys(methods))
+    total = kinds[kind](int(number))
+    total.quotas(list(range(classes)), image_bytes=image.nbytes)
+    return total
 
 
-def _numbers(name: str, text: str) -> list[int]:
-    try:
-        return list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
+def _cut(arguments: Arguments) -> tuple[int, int] | None:
+    text = arguments.shrink_at
+    if text is None:
+        return None
+    if arguments.budget is not None:
+        raise ArgumentError("`shrink_at` and `budget` both bound the memory; pass one of them")
+    step, _, ipc = text.partition(":")
+    fits = step.isdigit() and ipc.isdigit()
+    if not fits or not 0 < int(step) < arguments.steps or not 0 < int(ipc) <= arguments.ipc:
         raise ArgumentError(
-            f"`{name}` is {text!r}, but must be whole numbers separated by commas, such as 0,1,2"
-        ) from None
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ArgumentError(
-            f"`device` is {name!r}, which is not here: {str(error).splitlines()[0]}; "
-            f"use cpu, or cuda where there is a GPU"
-        ) from None
-    return device
+            f"`shrink_at` is {text!r}, but must be STEP:IPC with a step from 1 to "
+            f"{arguments.steps - 1} and from 1 to {arguments.ipc} images per class"
+        )
+    return int(step), int(ipc)
 
 
 def cli(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; return the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = tyro.cli(Arguments, args=list(argv), description=__doc__)
-    logging.getLogger("torch").setLevel(logging.ERROR)
-    command = shlex.join(["python", "-m", "benchmarks.class_incremental", *argv])
-    try:
-        print(main(arguments, command))
-    except DCReplayError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"\nplots, exemplars and report: {arguments.out}")
-    return 0
+    return command_line(
+        Arguments, main, module="benchmarks.class_incremental", description=__doc__, argv=argv
+    )
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from benchmarks.image_data import DataError, ImageData, class_order, keep_classes, listed
+from benchmarks.image_data import DataError, ImageData, class_order, hold_out, keep_classes, listed
 
-__all__ = ["DataError", "ImageData", "class_order", "keep_classes", "load"]
+__all__ = ["DataError", "ImageData", "class_order", "hold_out", "keep_classes", "load"]
 
 DOWNLOAD_TIMEOUT = 30.0
 """Seconds without an answer after which a server counts as out of reach."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -182,6 +182,33 @@ def keep_classes(data: ImageData, order: Sequence[int]) -> ImageData:
         y_test=y_test,
         classes=len(order),
         class_names=tuple(data.class_names[label] for label in order),
+    )
+
+
+def hold_out(data: ImageData, count: int) -> ImageData:
+    """Test on the last ``count`` training images of each class, which are then not trained on.
+
+    For choosing settings, which the test images must not take part in; the name says so.
+
+    Raises:
+        DataError: If a class would have no training images left, or ``count`` is below 1.
+    """
+    fewest = int(torch.bincount(data.y_train, minlength=data.classes).min())
+    if not 1 <= count < fewest:
+        raise DataError(
+            f"`holdout` is {count}, but {data.name} has a class of {fewest} training images; hold "
+            f"out from 1 to {fewest - 1} of each"
+        )
+    held = torch.zeros_like(data.y_train, dtype=torch.bool)
+    for label in range(data.classes):
+        held[torch.nonzero(data.y_train == label).flatten()[-count:]] = True
+    return replace(
+        data,
+        name=f"{data.name}, held-out training images",
+        x_train=data.x_train[~held],
+        y_train=data.y_train[~held],
+        x_test=data.x_train[held],
+        y_test=data.y_train[held],
     )
 
 

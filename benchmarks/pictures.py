@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
-from benchmarks.summary import Comparison, compare, deviation
+from benchmarks.summary import compare, deviation
 from dc_replay.errors import ArgumentError
 
 COLOURS = (
@@ -35,11 +35,22 @@ COLOURS = (
 MARKERS = "osD^vPX<>h"
 INK, FAINT = "#222222", "#777777"
 
+Lines = Mapping[str, Mapping[int, Sequence[float]]]
+"""For each line's name the values at each place, one for each seed."""
 
-def accuracy_plot(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
+
+def accuracy_plot(
+    rows: Iterable[Mapping[str, Any]], path: str | Path, *, cut: tuple[int, int] | None = None
+) -> None:
     """Draw accuracy over the classes seen, one line per method and one panel per comparison.
 
     Lines are means over seeds; bands are one standard deviation on either side.
+
+    Args:
+        rows: The result rows.
+        path: The PNG file.
+        cut: The step before which memories were cut, counted from 0, and to how many images per
+            class; None if they were not.
 
     Raises:
         ArgumentError: If there are no rows.
@@ -51,27 +62,83 @@ def accuracy_plot(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     methods = list(dict.fromkeys(m.method for c in comparisons for m in c.methods))
     panels = figure.subplots(1, len(comparisons), squeeze=False)[0]
     for axes, comparison in zip(panels, comparisons, strict=True):
-        _draw(axes, comparison, methods)
+        _draw(
+            axes,
+            {
+                summary.method: {seen: summary.accuracy[seen] for seen in comparison.classes_seen}
+                for summary in comparison.methods
+            },
+            methods,
+            title=comparison.title,
+            subtitle=comparison.subtitle,
+            xlabel="classes seen",
+            ylabel="test accuracy over the classes seen",
+        )
+        if cut is not None and 0 < cut[0] < len(comparison.classes_seen):
+            _mark_cut(axes, comparison.classes_seen[cut[0] - 1 : cut[0] + 1], cut[1])
     figure.savefig(path)
 
 
-def _draw(axes: Axes, comparison: Comparison, methods: Sequence[str]) -> None:
-    seen = comparison.classes_seen
+def _mark_cut(axes: Axes, around: Sequence[int], images: int) -> None:
+    """Draw where memories were cut, between two numbers of classes."""
+    place = sum(around) / 2
+    axes.axvline(place, color=FAINT, linewidth=1, linestyle=":")
+    axes.annotate(
+        f" cut to {images} per class",
+        (place, 0.99),
+        xycoords=("data", "axes fraction"),
+        color=FAINT,
+        fontsize=9,
+        va="top",
+    )
+
+
+def line_plot(
+    lines: Lines, path: str | Path, *, title: str, subtitle: str, xlabel: str, ylabel: str
+) -> None:
+    """Draw one panel of lines, means over seeds with a band of one standard deviation.
+
+    Args:
+        lines: For each name the values at each place, one for each seed.
+        path: The PNG file.
+        title: What is compared.
+        subtitle: How it was measured.
+        xlabel: What the places are.
+        ylabel: What the values are; percentages.
+    """
+    figure = Figure(figsize=(8.4, 5.2), dpi=150)
+    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    _draw(axes, lines, list(lines), title=title, subtitle=subtitle, xlabel=xlabel, ylabel=ylabel)
+    figure.savefig(path)
+
+
+def _draw(
+    axes: Axes,
+    lines: Lines,
+    names: Sequence[str],
+    *,
+    title: str,
+    subtitle: str,
+    xlabel: str,
+    ylabel: str,
+) -> None:
     ends: list[tuple[float, str, str]] = []
     bottom, top = 100.0, 0.0
-    for summary in comparison.methods:
-        style = methods.index(summary.method)
+    for name, line in lines.items():
+        style = names.index(name)
         colour = COLOURS[style % len(COLOURS)]
         dashes = "-" if style < len(COLOURS) else "--"
-        steps = [step for step in seen if summary.accuracy[step]]
-        means = np.array([statistics.fmean(summary.accuracy[step]) for step in steps])
-        spread = np.array([deviation(summary.accuracy[step]) for step in steps])
+        places = [place for place, values in line.items() if values]
+        means = np.array([statistics.fmean(line[place]) for place in places])
+        spread = np.array([deviation(line[place]) for place in places])
         if spread.any():
             axes.fill_between(
-                steps, means - spread, means + spread, color=colour, alpha=0.14, linewidth=0
+                places, means - spread, means + spread, color=colour, alpha=0.14, linewidth=0
             )
         axes.plot(
-            steps,
+            places,
             means,
             dashes,
             color=colour,
@@ -80,29 +147,22 @@ def _draw(axes: Axes, comparison: Comparison, methods: Sequence[str]) -> None:
             markeredgecolor="white",
             markeredgewidth=0.6,
             linewidth=2,
-            label=summary.method,
+            label=name,
             clip_on=False,
         )
-        ends.append((float(means[-1]), f"{summary.method}  {means[-1]:.1f}", colour))
+        ends.append((float(means[-1]), f"{name}  {means[-1]:.1f}", colour))
         bottom = min(bottom, float((means - spread).min()))
         top = max(top, float((means + spread).max()))
     axes.set_ylim(
         max(0, math.floor((bottom - 3) / 10) * 10), min(100, math.ceil(top / 5 + 0.4) * 5)
     )
     _label_ends(axes, ends)
-    axes.set_title(
-        comparison.title,
-        loc="left",
-        color=INK,
-        fontsize=12,
-        fontweight="bold",
-        pad=24,
-    )
-    axes.text(0, 1.025, comparison.subtitle, transform=axes.transAxes, color=FAINT, fontsize=9.5)
-    axes.set_xlabel("classes seen", color=INK)
-    axes.set_ylabel("test accuracy over the classes seen", color=INK)
-    every = math.ceil(len(seen) / 12)
-    axes.set_xticks(seen[::-every])
+    axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold", pad=24)
+    axes.text(0, 1.025, subtitle, transform=axes.transAxes, color=FAINT, fontsize=9.5)
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    places = sorted({place for line in lines.values() for place in line})
+    axes.set_xticks(places[:: -math.ceil(len(places) / 12)])
     axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     axes.margins(x=0.03)
     axes.grid(color="#e6e6e6", linewidth=0.8)
@@ -110,6 +170,36 @@ def _draw(axes: Axes, comparison: Comparison, methods: Sequence[str]) -> None:
     axes.tick_params(colors=FAINT, length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#bbbbbb")
+
+
+def step_plot(
+    lines: Mapping[str, Sequence[float]], path: str | Path, *, xlabel: str, ylabel: str
+) -> None:
+    """Draw what was chosen in each of a row of periods, one stepped line for each name."""
+    figure = Figure(figsize=(8.4, 3.2), dpi=150)
+    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for style, (name, values) in enumerate(lines.items()):
+        axes.step(
+            range(1, len(values) + 1),
+            values,
+            where="mid",
+            color=COLOURS[style % len(COLOURS)],
+            marker=MARKERS[style % len(MARKERS)],
+            markersize=4,
+            linewidth=1.6,
+            label=name,
+        )
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=9)
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.tick_params(colors=FAINT, length=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:

@@ -25,9 +25,13 @@ class Preset:
         pixel_lr: Learning rate of the pixels at 10 images per class, for the recipes after IDC.
         pixel_final: The share of it that is left at the end.
         real_batch: Real images of a class that a step matches; None is the published number.
+        subset_weight: Weight of subset matching, where a method has it.
+        multisize_period: Outer iterations between two choices of multisize condensation.
+        multisize_proportional: Whether its prefix weighs by its share of the images.
         network_images: Real images that the matching network learns from after each pixel step.
         selection_epochs: Epochs before herding, k-center and the like look at features.
         epochs: Epochs of training in an experience.
+        set_steps: Gradient steps of training on one condensed set of all classes.
         lr: Learning rate of that training.
         batch: Images in a mini-batch.
         gdumb_batch: Images in a mini-batch of protocol gdumb.
@@ -38,10 +42,14 @@ class Preset:
     inner: int | None
     pixel_lr: float
     pixel_final: float
+    subset_weight: float
+    multisize_period: int
+    multisize_proportional: bool
     real_batch: int | None
     network_images: int
     selection_epochs: int
     epochs: int
+    set_steps: int
     lr: float
     batch: int
     gdumb_batch: int
@@ -50,14 +58,18 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "smoke": Preset(
         width=8,
-        outer=1,
+        outer=3,
         inner=2,
         pixel_lr=5e-3,
         pixel_final=1.0,
+        subset_weight=0.5,
+        multisize_period=1,
+        multisize_proportional=False,
         real_batch=8,
         network_images=64,
         selection_epochs=2,
         epochs=2,
+        set_steps=4,
         lr=0.01,
         batch=64,
         gdumb_batch=64,
@@ -70,10 +82,14 @@ PRESETS: dict[str, Preset] = {
         # and then shorter ones.
         pixel_lr=0.12,
         pixel_final=0.0,
+        subset_weight=0.5,
+        multisize_period=1,
+        multisize_proportional=False,
         real_batch=64,
         network_images=1000,
         selection_epochs=5,
         epochs=40,
+        set_steps=1500,
         lr=0.02,
         batch=64,
         gdumb_batch=64,
@@ -84,10 +100,14 @@ PRESETS: dict[str, Preset] = {
         inner=None,
         pixel_lr=5e-3,
         pixel_final=1.0,
+        subset_weight=0.5,
+        multisize_period=100,
+        multisize_proportional=False,
         real_batch=None,
         network_images=2000,
         selection_epochs=50,
         epochs=1000,
+        set_steps=20_000,
         lr=0.01,
         batch=64,
         gdumb_batch=256,
@@ -175,3 +195,12 @@ def network_factory(
             f"convnet3, and {', '.join(known)}"
         )
     return known[name]
+
+
+def matching_factory(
+    name: str, *, channels: int, size: tuple[int, int], width: int
+) -> Callable[[int], FeatureNetwork]:
+    """The network that condenses where ``name`` is trained: itself if it is a ConvNet."""
+    if not name.startswith("convnet"):
+        name = "convnet3"
+    return network_factory(name, channels=channels, size=size, width=width)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.report import results_section
 from benchmarks.results import ResultStore
+from benchmarks.set_reports import set_section
 
 ROOT = Path(__file__).parent.parent
 _SECTION = re.compile(
@@ -23,7 +24,11 @@ def updated(text: str, *, root: Path = ROOT) -> str:
 
     def section(match: re.Match[str]) -> str:
         store = ResultStore(root / match["folder"])
-        table = results_section(store.rows(), "\n".join(store.commands()))
+        rows = store.rows()
+        if any("kind" in row for row in rows):
+            table = set_section(store)
+        else:
+            table = results_section(rows, "\n".join(store.commands()))
         return f"{match[1]}{table}\n{match[3]}"
 
     return _SECTION.sub(section, text)

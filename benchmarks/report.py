@@ -1,7 +1,7 @@
 """Turn result rows into a report and a terminal table.
 
-``python -m benchmarks.report DIR`` makes ``accuracy.png`` and ``report.md`` again from
-``DIR/results.jsonl``.
+``python -m benchmarks.report DIR`` makes the plots and ``report.md`` of any benchmark again from
+``DIR/results.jsonl``, also of a run that was stopped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import tyro
 
 from benchmarks.pictures import accuracy_plot, exemplar_sheet
 from benchmarks.results import ResultStore
-from benchmarks.summary import Comparison, compare, deviation
+from benchmarks.set_reports import write_set_report
+from benchmarks.summary import Comparison, compare
+from benchmarks.tables import environment_table, markdown_table, measured_on, percent, text_table
 from dc_replay.errors import ArgumentError
 
 __all__ = [
@@ -59,14 +61,14 @@ def markdown_report(
             f"{_explanation(comparison)}"
         )
         header, lines = _table(comparison)
-        parts.append(_markdown_table(header, lines))
+        parts.append(markdown_table(header, lines))
     if exemplars is not None:
         parts.append(f"## Exemplars\n\n![Exemplars by method]({exemplars})")
     parts.append(f"## Command\n\n```sh\n{command.strip()}\n```")
     if settings:
         cells = [(f"`{name}`", f"`{value}`") for name, value in settings.items()]
-        parts.append("## Settings\n\n" + _markdown_table(("setting", "value"), cells))
-    parts.append("## Environment\n\n" + _environment(rows))
+        parts.append("## Settings\n\n" + markdown_table(("setting", "value"), cells))
+    parts.append("## Environment\n\n" + environment_table(rows))
     return "\n\n".join(parts) + "\n"
 
 
@@ -83,12 +85,8 @@ def results_section(rows: Iterable[Mapping[str, Any]], command: str) -> str:
             f"{comparison.data}, {len(comparison.classes_seen)} steps, {comparison.network}, "
             f"{comparison.protocol}. {_explanation(comparison)}"
         )
-        parts.append(_markdown_table(*_table(comparison)))
-    newest = rows[-1]
-    parts.append(
-        f"Measured on {newest['device']}, torch {newest['versions']['torch']}, preset "
-        f"`{newest['preset']}`, commit {newest['commit']}:"
-    )
+        parts.append(markdown_table(*_table(comparison)))
+    parts.append(measured_on(rows))
     parts.append(f"```sh\n{command.strip()}\n```")
     return "\n\n".join(parts)
 
@@ -101,17 +99,8 @@ def terminal_table(rows: Iterable[Mapping[str, Any]]) -> str:
     """
     blocks = []
     for comparison in compare(rows):
-        header, lines = _table(comparison)
-        widths = [max(len(cell) for cell in column) for column in zip(header, *lines, strict=True)]
-        table = [
-            "  ".join(
-                cell.ljust(width) if place == 0 else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in (header, *lines)
-        ]
-        table.insert(1, "  ".join("─" * width for width in widths))
-        blocks.append("\n".join((comparison.title, comparison.subtitle, "", *table)))
+        table = text_table(*_table(comparison))
+        blocks.append("\n".join((comparison.title, comparison.subtitle, "", table)))
     return "\n\n".join(blocks)
 
 
@@ -132,9 +121,9 @@ def _table(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...
             summary.method,
             f"{summary.stored_bytes:,}",
             f"{summary.images_per_class:g}",
-            *(_percent(summary.accuracy[seen]) for seen in comparison.classes_seen),
-            _percent(summary.average),
-            _percent(summary.forgetting),
+            *(percent(summary.accuracy[seen]) for seen in comparison.classes_seen),
+            percent(summary.average),
+            percent(summary.forgetting),
             _seconds(summary.condense_seconds),
             _seconds(summary.train_seconds),
         )
@@ -148,7 +137,7 @@ def _explanation(comparison: Comparison) -> str:
     count = len(comparison.seeds)
     sentences = [
         f"After the last step every method stores {comparison.sizes[0]:,} bytes of pixels."
-        if len(comparison.sizes) == 1
+        if comparison.equal_bytes
         else "**Stored bytes differ between methods: this is no comparison at equal memory.**",
         "Test accuracy in percent over the classes seen so far, and its average over the steps;",
         "forgetting in percentage points after the last step; seconds in total over the steps.",
@@ -162,37 +151,6 @@ def _explanation(comparison: Comparison) -> str:
             "means are over those there are."
         )
     return " ".join(sentences)
-
-
-def _environment(rows: Sequence[Mapping[str, Any]]) -> str:
-    def seen(values: Iterable[Any]) -> str:
-        return ", ".join(dict.fromkeys(str(value) for value in values)) or "unknown"
-
-    cells = [
-        ("device", seen(row["device"] for row in rows)),
-        ("commit", seen(row["commit"] for row in rows)),
-        ("preset", seen(row["preset"] for row in rows)),
-    ]
-    packages = dict.fromkeys(name for row in rows for name in row["versions"])
-    cells += [
-        (name, seen(row["versions"].get(name, "unknown") for row in rows)) for name in packages
-    ]
-    return _markdown_table(("", ""), cells)
-
-
-def _markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    rule = ("---", *("---:" for _ in header[1:])) if len(header) > 2 else ("---", "---")
-    return "\n".join((line(header), line(rule), *(line(cells) for cells in lines)))
-
-
-def _percent(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    mean = f"{statistics.fmean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {deviation(values):.1f}"
 
 
 def _seconds(values: Sequence[float]) -> str:
@@ -215,7 +173,12 @@ def write_report(out_dir: str | Path) -> str:
             f"{str(store.path)!r} holds no results; "
             "name the folder that a benchmark was told to write to"
         )
-    accuracy_plot(rows, store.out_dir / "accuracy.png")
+    cut = store.settings().get("shrink_at")
+    accuracy_plot(
+        rows,
+        store.out_dir / "accuracy.png",
+        cut=tuple(int(number) for number in cut.split(":")) if cut else None,
+    )
     sheet = "exemplars.png" if (store.out_dir / "exemplars.png").exists() else None
     report = markdown_report(
         rows,
@@ -228,13 +191,15 @@ def write_report(out_dir: str | Path) -> str:
 
 
 def main(out_dir: tyro.conf.Positional[Path], /) -> None:
-    """Make accuracy.png and report.md again from a results folder.
+    """Make the plots and report.md of a benchmark again from its results folder.
 
     Args:
         out_dir: The folder that a benchmark wrote to.
     """
     try:
-        print(write_report(out_dir))
+        rows = ResultStore(out_dir).rows()
+        sets = any("kind" in row for row in rows)
+        print(write_set_report(out_dir) if sets else write_report(out_dir))
     except ArgumentError as error:
         sys.exit(f"error: {error}")
 

@@ -63,17 +63,17 @@ class ResultStore:
             file.flush()
             os.fsync(file.fileno())
 
-    def find(self, method: str, seed: int, step: int, **key: Any) -> Row | None:
-        """Return the newest row of this method, seed and step whose other fields equal ``key``."""
-        wanted = _plain({"method": method, "seed": seed, "step": step, **key}, "key")
+    def find(self, method: str, seed: int, **key: Any) -> Row | None:
+        """Return the newest row of this method and seed whose other fields equal ``key``."""
+        wanted = _plain({"method": method, "seed": seed, **key}, "key")
         for row in reversed(self.rows()):
             if all(field in row and row[field] == value for field, value in wanted.items()):
                 return row
         return None
 
-    def finished(self, method: str, seed: int, step: int, **key: Any) -> bool:
-        """Whether there is a row of this method, seed and step whose other fields equal ``key``."""
-        return self.find(method, seed, step, **key) is not None
+    def finished(self, method: str, seed: int, **key: Any) -> bool:
+        """Whether there is a row of this method and seed whose other fields equal ``key``."""
+        return self.find(method, seed, **key) is not None
 
     def settings(self) -> Row:
         """The settings that the rows were measured under; empty before the first `claim`."""

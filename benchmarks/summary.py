@@ -25,6 +25,7 @@ class Summary:
         average: The mean over all steps, one percentage per seed that finished them.
         forgetting: The forgetting after the last step, one number per seed that has it.
         stored_bytes: Bytes in memory after the last step.
+        bytes_at: The same after each number of classes seen.
         images_per_class: Stored images per class after the last step.
         condense_seconds: Condensing time over all steps, one per seed that finished them.
         train_seconds: Training time over all steps, likewise.
@@ -36,6 +37,7 @@ class Summary:
     average: list[float]
     forgetting: list[float]
     stored_bytes: int
+    bytes_at: dict[int, int]
     images_per_class: float
     condense_seconds: list[float]
     train_seconds: list[float]
@@ -78,6 +80,14 @@ class Comparison:
         """The different numbers of stored bytes among the methods that finished the last step."""
         arrived = [m for m in self.methods if m.accuracy[self.classes_seen[-1]]]
         return tuple(sorted({method.stored_bytes for method in arrived}))
+
+    @property
+    def equal_bytes(self) -> bool:
+        """Whether all methods stored the same bytes after each step."""
+        return all(
+            len({m.bytes_at[step] for m in self.methods if step in m.bytes_at}) == 1
+            for step in self.classes_seen
+        )
 
     @property
     def stored(self) -> str:
@@ -143,6 +153,7 @@ def _summary(
         average=[statistics.fmean(over_steps(seed, "accuracy")) for seed in finished],
         forgetting=[value for value in forgetting if value is not None],
         stored_bytes=last["stored_bytes"],
+        bytes_at={step: row["stored_bytes"] for (_, step), row in cells.items()},
         images_per_class=last["images_per_class"],
         condense_seconds=[sum(over_steps(seed, "condense_seconds")) for seed in finished],
         train_seconds=[sum(over_steps(seed, "train_seconds")) for seed in finished],

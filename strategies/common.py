@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from dc_replay.augment import Augmentation, cutmix
-from dc_replay.budgets import Budget
+from dc_replay.budgets import Budget, ImagesPerClass
 from dc_replay.buffer import CondensedBuffer
 from dc_replay.condense import Condenser
 from dc_replay.networks import FeatureNetwork
@@ -30,8 +30,9 @@ class Setup:
         model: The network to train, freshly initialised.
         classes_per_step: New classes of an experience; labels come in order of arrival.
         classes: Classes of the whole stream.
-        ipc: Stored images per class.
-        budget: The same, as a budget.
+        ipc: The most stored images per class.
+        total_images: The most stored images of all classes; None where only ``ipc`` bounds them.
+        budget: Both, as a budget.
         condenser: What fills the memory; None for strategies without one of ours.
         epochs: Epochs in an experience.
         presentations_per_stored: Images shown in an epoch for each stored image, where the memory
@@ -52,6 +53,7 @@ class Setup:
     classes_per_step: int
     classes: int
     ipc: int
+    total_images: int | None
     budget: Budget
     condenser: Condenser | None
     epochs: int
@@ -77,12 +79,24 @@ class Contender:
         stored_images: How many images it stores at the moment.
         buffer: Its condensed memory, if it has one.
         resume: Sets it up as after some steps, given how many; None if it cannot be.
+        shrink: Cuts what it stores to a number of images per class, now and for classes to come;
+            None if it stores nothing.
     """
 
     strategy: Naive
     stored_images: Callable[[], int]
     buffer: CondensedBuffer | None = None
     resume: Callable[[int], None] | None = None
+    shrink: Callable[[int], None] | None = None
+
+
+def shrinking(buffer: CondensedBuffer) -> Callable[[int], None]:
+    """Cut a condensed memory, see :attr:`Contender.shrink`."""
+
+    def shrink(ipc: int) -> None:
+        buffer.memory.limit(ImagesPerClass(ipc))
+
+    return shrink
 
 
 def growing_head(setup: Setup) -> nn.Module:

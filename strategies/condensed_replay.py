@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dc_replay import CondensedReplayPlugin
-from strategies.common import Contender, Setup, naive
+from strategies.common import Contender, Setup, naive, shrinking
 
 
 def condensed_replay(setup: Setup) -> Contender:
@@ -16,4 +16,5 @@ def condensed_replay(setup: Setup) -> Contender:
         stored_images=lambda: len(replay.memory),
         buffer=replay.buffer,
         resume=lambda steps: None,
+        shrink=shrinking(replay.buffer),
     )

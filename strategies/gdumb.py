@@ -9,7 +9,7 @@ from avalanche.core import SupervisedPlugin
 from torch import nn
 
 from dc_replay import MemoryOnlyPlugin
-from strategies.common import Contender, Setup, naive
+from strategies.common import Contender, Setup, naive, shrinking
 
 
 def gdumb(setup: Setup) -> Contender:
@@ -27,6 +27,7 @@ def gdumb(setup: Setup) -> Contender:
         stored_images=lambda: len(memory.memory),
         buffer=memory.buffer,
         resume=lambda steps: None,
+        shrink=shrinking(memory.buffer),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 from dc_replay import DistillationPlugin, MemoryOnlyPlugin
-from strategies.common import Contender, Setup, naive
+from strategies.common import Contender, Setup, naive, shrinking
 
 
 def memory_only(setup: Setup) -> Contender:
@@ -29,4 +29,5 @@ def memory_only(setup: Setup) -> Contender:
         stored_images=lambda: len(memory.memory),
         buffer=memory.buffer,
         resume=resume,
+        shrink=shrinking(memory.buffer),
     )

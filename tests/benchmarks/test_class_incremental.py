@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import class_incremental
 from benchmarks.class_incremental import Arguments, Run, cli, main
 from benchmarks.compiled import CompiledLayers
+from benchmarks.data import load
 from benchmarks.presets import PRESETS, condenser, network_factory
-from dc_replay import ArgumentError, ExemplarMemory
+from dc_replay import RECIPES, ArgumentError, ExemplarMemory
 from dc_replay.networks import ConvNet
 from strategies import WITHOUT_RECIPE
 
@@ -124,9 +124,18 @@ def test_all_methods_get_the_same_bytes_and_gradient_steps(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": "idc,best"}, r"`methods` names \['best'\].*dream_plus"),
-        ({"methods": ""}, "`methods` names none"),
-        ({"methods": "naive"}, "`methods` names .*memory-only are"),
+        ({"methods": "idc,best"}, "`methods` names 'best'.*dream_plus"),
+        ({"methods": ""}, "`methods` is ''; name at least one"),
+        ({"methods": "naive"}, "`methods` names 'naive', .* compare it with protocol replay"),
+        ({"methods": "idc+mcd"}, r"`methods` names 'idc\+mcd', .*'mcd'; add .*\+mdc"),
+        ({"budget": "total-bytes:0"}, "`budget` is 'total-bytes:0', but must be total-bytes:N"),
+        ({"budget": "bytes:900"}, "`budget` is 'bytes:900', but must be total-bytes:N"),
+        ({"budget": "total-images:3"}, "3, which is below one image for each of 4 classes"),
+        ({"shrink_at": "0:1"}, "`shrink_at` is '0:1', but must be STEP:IPC with a step from 1 to"),
+        ({"shrink_at": "2:1"}, "`shrink_at` is '2:1', .* 1 to 1 and from 1 to 2 images"),
+        ({"shrink_at": "1:3"}, "`shrink_at` is '1:3'"),
+        ({"shrink_at": "1"}, "`shrink_at` is '1'"),
+        ({"shrink_at": "1:1", "budget": "total-images:8"}, "`shrink_at` and `budget` both bound"),
         ({"preset": "slow"}, "`preset` is 'slow'.*smoke, fast, paper"),
         ({"data": "imagenet"}, "imagenet.*cifar100"),
         ({"data": "npz:/not/there.npz"}, "/not/there.npz"),
@@ -146,6 +155,37 @@ def test_bad_arguments(changes: dict, message: str, tmp_path: Path) -> None:
     arguments = {"methods": "idc", **changes}
     with pytest.raises(ArgumentError, match=message):
         main(smoke(tmp_path, **arguments), "x")
+
+
+@pytest.mark.filterwarnings("ignore:multisize condensation does nothing:UserWarning")
+@pytest.mark.parametrize("protocol", ["memory-only", "replay"])
+@pytest.mark.parametrize(("kind", "each"), [("bytes", 64), ("images", 1)])
+def test_a_total_budget_is_never_exceeded(
+    kind: str, each: int, protocol: str, tmp_path: Path
+) -> None:
+    methods = ["random", "dream_plus+mdc"] + ["stock_replay"] * (protocol == "replay")
+    options = {"budget": f"total-{kind}:{5 * each}", "ipc": 2, "steps": 2, "protocol": protocol}
+    main(smoke(tmp_path, methods=",".join(methods), **options), "x")
+    found = {(row["method"], row["step"]): row["stored_bytes"] // 64 for row in rows(tmp_path)}
+    # Two images for each of two classes, then five for four.
+    assert found == {(name, step): 4 + step for name in methods for step in (0, 1)}
+
+
+@pytest.mark.filterwarnings("ignore:multisize condensation does nothing:UserWarning")
+@pytest.mark.parametrize("protocol", ["memory-only", "gdumb", "replay"])
+def test_memories_are_cut_in_mid_stream(protocol: str, tmp_path: Path) -> None:
+    methods = ["random", "dream_plus+sm+mdc"] + ["stock_replay"] * (protocol == "replay")
+    main(
+        smoke(
+            tmp_path, methods=",".join(methods), protocol=protocol, ipc=3, steps=4, shrink_at="2:1"
+        ),
+        "x",
+    )
+    for name in methods:
+        stored = [row["images_per_class"] for row in rows(tmp_path) if row["method"] == name]
+        assert stored == [3, 3, 1, 1]
+    assert "| `shrink_at` | `2:1` |" in (tmp_path / "report.md").read_text()
+    assert "every method stores" in (tmp_path / "report.md").read_text()
 
 
 def test_other_settings_in_the_same_folder(tmp_path: Path) -> None:
@@ -178,7 +218,7 @@ def test_presets_build_every_recipe(preset: str) -> None:
     factory = network_factory("convnet3", channels=3, size=(32, 32), width=8)
     built = {
         name: condenser(name, PRESETS[preset], factor=2, ipc=20, network=factory)
-        for name in class_incremental.RECIPES
+        for name in RECIPES
     }
     assert built["idc"].formation.factor == built["representative"].formation.factor == 2
     assert built["herding"].formation.factor == built["dm"].formation.factor == 1
@@ -195,7 +235,7 @@ def test_real_images_from_an_npz_file(cifar100_npz: Path, tmp_path: Path) -> Non
     main(real, "x")
     assert {row["stored_bytes"] for row in rows(tmp_path)} == {2 * 2 * 3072, 4 * 2 * 3072}
     stored = ExemplarMemory.load(tmp_path / "memories" / "random.safetensors")
-    raw = class_incremental.load(real.data).x_train
+    raw = load(real.data).x_train
     for image in stored.exemplars.pixels:
         assert (raw == image).flatten(1).all(dim=1).any()
     condensed = ExemplarMemory.load(tmp_path / "memories" / "dream_plus.safetensors")

@@ -81,16 +81,16 @@ def test_finished_matches_every_key(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
     store.append({**ROW, "protocol": "replay"})
     store.append({**ROW, "protocol": "replay", "accuracy": 0.6})
-    assert store.finished("idc", 0, 0)
-    assert store.finished("idc", 0, 0, protocol="replay")
-    assert not store.finished("idc", 0, 0, protocol="gdumb")
-    assert not store.finished("idc", 0, 0, preset=None)
-    assert not store.finished("idc", 1, 0)
-    assert not store.finished("idc", 0, 1)
-    assert not store.finished("dm", 0, 0)
-    newest = store.find("idc", 0, 0)
+    assert store.finished("idc", 0, step=0)
+    assert store.finished("idc", 0, step=0, protocol="replay")
+    assert not store.finished("idc", 0, step=0, protocol="gdumb")
+    assert not store.finished("idc", 0, step=0, preset=None)
+    assert not store.finished("idc", 1, step=0)
+    assert not store.finished("idc", 0, step=1)
+    assert not store.finished("dm", 0, step=0)
+    newest = store.find("idc", 0, step=0)
     assert newest is not None and newest["accuracy"] == 0.6
-    assert store.find("dm", 0, 0) is None
+    assert store.find("dm", 0, step=0) is None
 
 
 def test_settings_hold_for_the_folder(tmp_path: Path) -> None:

@@ -1,0 +1,147 @@
+"""Train fresh networks on condensed sets of all classes: the form of the papers' tables.
+
+    python -m benchmarks.condensed_training --data cifar10 --recipes idc,idc+sm --ipc 1,10
+
+Each method condenses all classes at once, once for each seed and number of images per class, and
+networks are trained on the set from scratch, ``runs`` times each. With ``--networks`` they may be
+others than the one that condensed. Writes ``results.jsonl`` and ``report.md``; started again, it
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from benchmarks.condensed_sets import Condensery, FreshTraining
+from benchmarks.methods import method as named_method
+from benchmarks.presets import network_factory
+from benchmarks.results import ResultStore, environment
+from benchmarks.set_reports import write_training_report
+from benchmarks.workload import Workload, at_least_1, command_line, names, numbers
+from dc_replay.errors import ArgumentError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Workload):
+    """Compare methods by what fresh networks learn from their condensed sets.
+
+    Attributes:
+        recipes: Recipes, separated by commas, to which +sm, +mdc and DREAM+'s components
+            (+representative, +init, +bidirectional) are added; +sm=0.3 sets the weight.
+        ipc: Stored images per class, separated by commas.
+        networks: Networks to train, separated by commas: convnet3 (or another depth), resnet10 and
+            densenet121.
+        matching: The ConvNet that condenses.
+        runs: Networks trained on each set.
+        steps: Overrides the preset's gradient steps of training on a set.
+    """
+
+    recipes: str = "random,idc,dream_plus"
+    ipc: str = "10"
+    networks: str = "convnet3"
+    matching: str = "convnet3"
+    runs: int = 1
+    steps: int | None = None
+    out: Path = Path("runs/condensed_training")
+
+
+def main(arguments: Arguments, command: str) -> str:
+    """Run what is not finished, write the outputs, and return the table for the terminal.
+
+    Raises:
+        DCReplayError: If an argument cannot be used.
+    """
+    recipes = names("recipes", arguments.recipes)
+    for name in recipes:
+        named_method(name, argument="recipes")
+    networks, sizes = names("networks", arguments.networks), numbers("ipc", arguments.ipc)
+    least = {
+        "runs": arguments.runs,
+        "ipc": min(sizes),
+        "factor": arguments.factor,
+        "classes": 1 if arguments.classes is None else arguments.classes,
+    }
+    for name, value in least.items():
+        at_least_1(name, value)
+    settings = arguments.chosen_preset("width", "outer", "inner")
+    if arguments.steps is not None:
+        at_least_1("steps", arguments.steps)
+        settings = replace(settings, set_steps=arguments.steps)
+    everything = arguments.load()
+    store = ResultStore(arguments.out)
+    free = ("recipes", "ipc", "networks", "runs", "steps")
+    device = arguments.chosen_device()
+    condensery = Condensery(arguments, settings, store, network=arguments.matching)
+    condensery.check(recipes, sizes, everything)
+    if not arguments.matching.startswith("convnet"):
+        raise ArgumentError(
+            f"`matching` is {arguments.matching!r}, but ConvNets condense; name one, such as "
+            f"convnet3"
+        )
+    channels, height, width = everything.image_shape
+    for network in (*networks, arguments.matching):
+        network_factory(network, channels=channels, size=(height, width), width=settings.width)
+    store.claim(arguments.settings(settings, free=free), command=command)
+    for seed in arguments.chosen_seeds():
+        data = arguments.in_order(everything, seed=seed)
+        for network in networks:
+            left = [
+                (name, ipc, run)
+                for name in recipes
+                for ipc in sizes
+                for run in range(arguments.runs)
+                if not store.finished(
+                    name, seed, kind="accuracy", ipc=ipc, network=network, run=run
+                )
+            ]
+            if not left:
+                continue
+            training = FreshTraining(
+                network,
+                data,
+                settings,
+                device=device,
+                mode=arguments.compile_mode(),
+                quiet=arguments.quiet,
+            )
+            for name, ipc, run in tqdm(
+                left, desc=f"{network}, seed {seed}", unit="run", disable=arguments.quiet
+            ):
+                found = condensery.condense(name, data, ipc=ipc, seed=seed)
+                started = time.perf_counter()
+                accuracy = training.accuracy(found, seed=1000 * seed + run)
+                store.append(
+                    {
+                        "kind": "accuracy",
+                        "method": name,
+                        "ipc": ipc,
+                        "network": network,
+                        "seed": seed,
+                        "run": run,
+                        "accuracy": accuracy,
+                        "stored_bytes": found.exemplars.nbytes,
+                        "condense_seconds": found.seconds,
+                        "train_seconds": time.perf_counter() - started,
+                        "data": data.name,
+                        "preset": arguments.preset,
+                        **environment(device),
+                    }
+                )
+    return write_training_report(arguments.out)
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; return the exit code."""
+    return command_line(
+        Arguments, main, module="benchmarks.condensed_training", description=__doc__, argv=argv
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,141 @@
+"""Methods as a command line names them: a recipe, and what is added to it.
+
+``dream_plus+mdc`` is DREAM+ with multisize condensation; ``idc+sm=0.3`` is IDC with subset matching
+of weight 0.3. To add a modifier, write a function from a condenser and its value, and name it here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from benchmarks.presets import PRESETS, Preset, condenser
+from dc_replay import RECIPES, Condenser, Multisize, SubsetMatching
+from dc_replay.errors import ArgumentError
+from dc_replay.networks import NetworkFactory
+from dc_replay.objectives import BidirectionalMatching
+from dc_replay.sampling import Representative
+from dc_replay.selection import ClusterCentres
+
+
+def _subset_matching(built: Condenser, settings: Preset, value: float | None) -> Condenser:
+    weight = settings.subset_weight if value is None else value
+    return replace(built, subsets=SubsetMatching(weight=weight))
+
+
+def _multisize(built: Condenser, settings: Preset, value: float | None) -> Condenser:
+    period = settings.multisize_period if value is None else value
+    multisize = Multisize(period=_whole(period), proportional=settings.multisize_proportional)
+    return replace(built, multisize=multisize)
+
+
+def _representative(built: Condenser, settings: Preset, value: float | None) -> Condenser:
+    if value is None:
+        value = min(128, settings.real_batch or 128)
+    return replace(built, sampler=Representative(_whole(value)))
+
+
+def _initialised(built: Condenser, settings: Preset, value: float | None) -> Condenser:
+    return replace(built, selection=ClusterCentres())
+
+
+def _bidirectional(built: Condenser, settings: Preset, value: float | None) -> Condenser:
+    # Its networks train for an epoch before they match, which the published component includes.
+    return replace(built, objective=BidirectionalMatching(), warm_up=1)
+
+
+def _whole(value: float) -> int:
+    if value != int(value):
+        raise ArgumentError(f"its value is {value}, but must be a whole number")
+    return int(value)
+
+
+MODIFIERS: dict[str, Callable[[Condenser, Preset, float | None], Condenser]] = {
+    "sm": _subset_matching,
+    "mdc": _multisize,
+    "representative": _representative,
+    "init": _initialised,
+    "bidirectional": _bidirectional,
+}
+"""Subset matching and its weight, multisize condensation and its period, DREAM+'s components."""
+
+_TAKES_VALUE = ("sm", "mdc", "representative")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method by name.
+
+    Attributes:
+        name: As it was given.
+        recipe: The recipe that it starts from.
+        modifiers: What is added, in order, each with its value or None.
+    """
+
+    name: str
+    recipe: str
+    modifiers: tuple[tuple[str, float | None], ...] = ()
+
+    def condenser(
+        self, settings: Preset, *, factor: int, ipc: int, network: NetworkFactory
+    ) -> Condenser:
+        """Build it the way a preset has it; see :func:`~benchmarks.presets.condenser`."""
+        built = condenser(self.recipe, settings, factor=factor, ipc=ipc, network=network)
+        for modifier, value in self.modifiers:
+            built = MODIFIERS[modifier](built, settings, value)
+        return replace(built, name=self.name)
+
+
+def method(name: str, *, argument: str = "methods") -> Method:
+    """Read a method's name.
+
+    Args:
+        name: The name.
+        argument: The option that it comes from, for the message of an error.
+
+    Raises:
+        ArgumentError: If the recipe, a modifier or its value is unknown, or the recipe optimises
+            nothing, so that nothing can be added to it.
+    """
+    recipe, *added = name.split("+")
+    if recipe not in RECIPES:
+        raise ArgumentError(
+            f"`{argument}` names {name!r}, but the known recipes are {', '.join(RECIPES)}; add to "
+            f"them with {_known()}"
+        )
+    modifiers = tuple(_modifier(argument, name, text) for text in added)
+    if modifiers and RECIPES[recipe]().objective is None:
+        raise ArgumentError(
+            f"`{argument}` names {name!r}, but {recipe} optimises nothing that could be added to; "
+            f"use it as {recipe!r}"
+        )
+    return Method(name, recipe, modifiers)
+
+
+def _modifier(argument: str, name: str, text: str) -> tuple[str, float | None]:
+    modifier, equals, value = text.partition("=")
+    if modifier not in MODIFIERS:
+        raise ArgumentError(
+            f"`{argument}` names {name!r}, but nothing is called {modifier!r}; add {_known()}"
+        )
+    if not equals:
+        return modifier, None
+    try:
+        number = float(value)
+        if modifier not in _TAKES_VALUE or not math.isfinite(number):
+            raise ValueError
+    except ValueError:
+        raise ArgumentError(
+            f"`{argument}` names {name!r}, but {modifier!r} takes "
+            f"{'a number, not ' + repr(value) if modifier in _TAKES_VALUE else 'no value'}"
+        ) from None
+    try:  # what the value means is checked where it is used, and better now than after hours
+        MODIFIERS[modifier](RECIPES["idc"](), PRESETS["smoke"], number)
+    except ArgumentError as error:
+        raise ArgumentError(f"`{argument}` names {name!r}: {error}") from None
+    return modifier, number
+
+
+def _known() -> str:
+    return ", ".join(f"+{known}" for known in MODIFIERS)

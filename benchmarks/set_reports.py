@@ -1,0 +1,206 @@
+"""Reports of the benchmarks that train on one condensed set: cut to sizes, or by method."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pictures import line_plot, step_plot
+from benchmarks.results import ResultStore, Row
+from benchmarks.tables import environment_table, markdown_table, measured_on, percent, text_table
+from dc_replay.errors import ArgumentError
+
+
+def write_set_report(out_dir: str | Path) -> str:
+    """Make the plots and ``report.md`` of whichever benchmark wrote a folder.
+
+    Raises:
+        ArgumentError: If the folder has no results.
+    """
+    if "size" in _accuracies(ResultStore(out_dir))[0]:
+        return write_shrink_report(out_dir)
+    return write_training_report(out_dir)
+
+
+def write_shrink_report(out_dir: str | Path) -> str:
+    """Make ``shrink.png``, ``prefixes.png`` and ``report.md``; return the terminal table.
+
+    Raises:
+        ArgumentError: If the folder has no results.
+    """
+    store = ResultStore(out_dir)
+    rows = _accuracies(store)
+    lines = _by_size(rows)
+    settings, last = store.settings(), rows[-1]
+    line_plot(
+        lines,
+        store.out_dir / "shrink.png",
+        title=f"{last['data']}, {settings['classes'] or 'all'} classes: {settings['recipe']} "
+        f"at {settings['ipc']} images per class, cut to smaller sizes",
+        subtitle=f"{last['network']}, preset {last['preset']}, {_seeds(rows)}",
+        xlabel="stored images per class",
+        ylabel="test accuracy",
+    )
+    chosen = {
+        f"seed {row['seed']}": row["prefix_sizes"]
+        for row in store.rows()
+        if row["kind"] == "set" and row["prefix_sizes"]
+    }
+    parts = ["# One condensation, cut to smaller sizes", "![Accuracy by size](shrink.png)"]
+    header, body = shrink_table(rows)
+    parts += [_shrink_explanation(rows), markdown_table(header, body)]
+    if chosen:
+        step_plot(
+            chosen,
+            store.out_dir / "prefixes.png",
+            xlabel="period",
+            ylabel="stored images in the matched prefix",
+        )
+        parts += [
+            "## Which prefix was matched besides the whole\n\n"
+            "![The prefix of each period](prefixes.png)"
+        ]
+    return _write(store, parts, header, body)
+
+
+def _by_size(rows: Sequence[Row]) -> dict[str, dict[int, list[float]]]:
+    lines: dict[str, dict[int, list[float]]] = {row["method"]: {} for row in rows}
+    for row in sorted(rows, key=lambda row: (row["size"], row["seed"])):
+        lines[row["method"]].setdefault(row["size"], []).append(row["accuracy"])
+    return lines
+
+
+def shrink_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and lines of accuracy by method and size, with the mean over sizes up to 5."""
+    sizes = sorted({row["size"] for row in rows})
+    small = [size for size in sizes if size <= 5]
+    header = (
+        "method",
+        *(f"{size} per class" for size in sizes),
+        f"mean of {', '.join(map(str, small))}",
+    )
+    body = []
+    for name, line in _by_size(rows).items():
+        seeds = {row["seed"] for row in rows if row["method"] == name}
+        own = {(r["seed"], r["size"]): r["accuracy"] for r in rows if r["method"] == name}
+        means = [
+            statistics.fmean(own[seed, size] for size in small)
+            for seed in sorted(seeds)
+            if small and all((seed, size) in own for size in small)
+        ]
+        cells = [percent(line.get(size, ())) for size in sizes]
+        body.append((name, *cells, percent(means)))
+    return header, body
+
+
+def _shrink_explanation(rows: Sequence[Row]) -> str:
+    sizes = sorted({row["size"] for row in rows})
+    return (
+        f"{rows[-1]['data']}: accuracy in percent of a fresh network trained on what is stored, "
+        f"{', '.join(map(str, sizes))} images per class; {_seeds(rows)}. `mdc` and `prefix` are "
+        f"the first images of one set, condensed with and without multisize condensation; "
+        f"`k-means` chooses among the latter; `separate` condenses anew at each size. Every "
+        f"network is trained for the same number of gradient steps with the same augmentation."
+    )
+
+
+def write_training_report(out_dir: str | Path) -> str:
+    """Make ``report.md`` of methods side by side; return the terminal table.
+
+    Raises:
+        ArgumentError: If the folder has no results.
+    """
+    store = ResultStore(out_dir)
+    rows = _accuracies(store)
+    header, body = training_table(rows)
+    parts = [
+        f"# {rows[-1]['data']}: fresh networks trained on condensed sets",
+        _training_explanation(rows),
+        markdown_table(header, body),
+    ]
+    return _write(store, parts, header, body)
+
+
+def _training_explanation(rows: Sequence[Row]) -> str:
+    return (
+        f"{rows[-1]['data']}: accuracy in percent of fresh networks trained on condensed sets; "
+        f"{_seeds(rows)} and {len({row['run'] for row in rows})} networks for each. Every network "
+        f"is trained for the same number of gradient steps with the same augmentation."
+    )
+
+
+def training_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and lines of accuracy by method and network, one column for each size."""
+    ipcs = sorted({row["ipc"] for row in rows})
+    keys = dict.fromkeys((row["method"], row["network"]) for row in rows)
+    largest = ipcs[-1]
+    header = (
+        "method",
+        "network",
+        *(f"{ipc} per class" for ipc in ipcs),
+        f"condense s at {largest}",
+    )
+    body = []
+    for name, network in keys:
+        own = [row for row in rows if (row["method"], row["network"]) == (name, network)]
+        cells = [percent([row["accuracy"] for row in own if row["ipc"] == ipc]) for ipc in ipcs]
+        seconds = [row["condense_seconds"] for row in own if row["ipc"] == largest]
+        body.append((name, network, *cells, f"{statistics.fmean(seconds):,.0f}" if seconds else ""))
+    return header, body
+
+
+def set_section(store: ResultStore) -> str:
+    """Write the table of a run for a longer page: what was measured, the figures, the command.
+
+    Raises:
+        ArgumentError: If the folder has no results.
+    """
+    rows = _accuracies(store)
+    if "size" in rows[0]:
+        explanation, table = _shrink_explanation(rows), shrink_table(rows)
+    else:
+        explanation, table = _training_explanation(rows), training_table(rows)
+    command = "\n".join(store.commands())
+    return "\n\n".join(
+        (
+            explanation,
+            markdown_table(*table),
+            measured_on(rows),
+            f"```sh\n{command}\n```",
+        )
+    )
+
+
+def _accuracies(store: ResultStore) -> list[Row]:
+    rows = [row for row in store.rows() if row["kind"] == "accuracy"]
+    if not rows:
+        raise ArgumentError(
+            f"{str(store.path)!r} holds no results; name the folder that a benchmark was told to "
+            f"write to"
+        )
+    return rows
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    seeds = sorted({row["seed"] for row in rows})
+    if len(seeds) == 1:
+        return f"one seed ({seeds[0]})"
+    return f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}"
+
+
+def _write(
+    store: ResultStore, parts: Sequence[str], header: Sequence[str], body: Sequence[Sequence[str]]
+) -> str:
+    command = "\n".join(store.commands()) or "unknown"
+    settings: Mapping[str, Any] = store.settings()
+    cells = [(f"`{name}`", f"`{value}`") for name, value in settings.items()]
+    text = [
+        *parts,
+        f"## Command\n\n```sh\n{command}\n```",
+        "## Settings\n\n" + markdown_table(("setting", "value"), cells),
+        "## Environment\n\n" + environment_table(_accuracies(store)),
+    ]
+    (store.out_dir / "report.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    return text_table(header, body)

@@ -1,0 +1,69 @@
+"""Tables of results, for a terminal and in Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.summary import deviation
+
+
+def text_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Lay a table out for a terminal."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *lines, strict=True)]
+    table = [
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in (header, *lines)
+    ]
+    table.insert(1, "  ".join("─" * width for width in widths))
+    return "\n".join(table)
+
+
+def environment_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown of where rows come from: device, commit, preset and versions."""
+
+    def seen(values: Iterable[Any]) -> str:
+        return ", ".join(dict.fromkeys(str(value) for value in values)) or "unknown"
+
+    cells = [
+        ("device", seen(row["device"] for row in rows)),
+        ("commit", seen(row["commit"] for row in rows)),
+        ("preset", seen(row["preset"] for row in rows)),
+    ]
+    packages = dict.fromkeys(name for row in rows for name in row["versions"])
+    cells += [
+        (name, seen(row["versions"].get(name, "unknown") for row in rows)) for name in packages
+    ]
+    return markdown_table(("", ""), cells)
+
+
+def measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say in one sentence where rows come from, before the command."""
+    newest = rows[-1]
+    commits = list(dict.fromkeys(row["commit"] for row in rows))
+    return (
+        f"Measured on {newest['device']}, torch {newest['versions']['torch']}, preset "
+        f"`{newest['preset']}`, commit{'s' * (len(commits) > 1)} {', '.join(commits)}:"
+    )
+
+
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Lay a table out in Markdown, its first column to the left and numbers to the right."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = ("---", *("---:" for _ in header[1:])) if len(header) > 2 else ("---", "---")
+    return "\n".join((line(header), line(rule), *(line(cells) for cells in lines)))
+
+
+def percent(values: Sequence[float]) -> str:
+    """A mean with its standard deviation, to one decimal; a dash where there is none."""
+    if not values:
+        return "–"
+    mean = f"{statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {deviation(values):.1f}"

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.methods import MODIFIERS, method
+from benchmarks.presets import PRESETS, network_factory
+from dc_replay import ArgumentError, Multisize, SubsetMatching
+from dc_replay.objectives import BidirectionalMatching
+from dc_replay.sampling import Representative
+from dc_replay.selection import ClusterCentres
+
+FACTORY = network_factory("convnet1", channels=1, size=(8, 8), width=4)
+
+
+def build(name: str, preset: str = "paper"):
+    return method(name).condenser(PRESETS[preset], factor=2, ipc=10, network=FACTORY)
+
+
+def test_a_recipe_alone_is_itself() -> None:
+    built = build("dream_plus")
+    assert built.name == "dream_plus" and built.subsets is None and built.multisize is None
+
+
+def test_what_is_added_is_there_and_in_the_name() -> None:
+    built = build("dream_plus+sm+mdc")
+    assert built.name == "dream_plus+sm+mdc"
+    assert built.subsets == SubsetMatching(weight=PRESETS["paper"].subset_weight)
+    assert built.multisize == Multisize(period=100)
+    valued = build("idc+sm=0.25+mdc=7")
+    assert valued.subsets == SubsetMatching(weight=0.25)
+    assert valued.multisize == Multisize(period=7)
+
+
+def test_all_of_its_components_make_idc_dream_plus() -> None:
+    built, whole = build("idc+representative+init+bidirectional"), build("dream_plus")
+    assert built.objective == whole.objective == BidirectionalMatching()
+    assert built.sampler == whole.sampler == Representative(128)
+    assert built.selection == whole.selection == ClusterCentres()
+    assert built.warm_up == whole.warm_up == build("idc+bidirectional").warm_up == 1
+    assert build("idc+init").warm_up == 0 and built.pixels == whole.pixels
+    assert build("idc+representative", "fast").sampler == Representative(64)
+    assert build("idc+representative=256", "fast").sampler == Representative(256)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("best", "`methods` names 'best', but the known recipes are random, .*dream_plus"),
+        ("idc+", "nothing is called ''"),
+        ("idc+kd", f"nothing is called 'kd'; add .*{list(MODIFIERS)[-1]}"),
+        ("idc+sm=x", "'sm' takes a number, not 'x'"),
+        ("idc+mdc=nan", "'mdc' takes a number, not 'nan'"),
+        ("idc+mdc=2.5", "its value is 2.5, but must be a whole number"),
+        ("idc+mdc=0", "`period` is 0"),
+        ("idc+sm=-1", "`weight` is -1.0"),
+        ("idc+init=2", "'init' takes no value"),
+        ("herding+mdc", "herding optimises nothing"),
+    ],
+)
+def test_unknown_names(name: str, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        method(name)
