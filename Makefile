@@ -5,14 +5,17 @@ TEST_ARGS ?= -n auto
 # Digits of 8x8 pixels are too small to pack, hence the factor; found on held-out training images.
 DEMO_ARGS ?= --data digits --network convnet1 --factor 1 --ipc 1 --width 32 --outer 16 --inner 25 \
 	--epochs 300 --out runs/demo
+SHRINK_DEMO_ARGS ?= --data digits --network convnet1 --factor 1 --ipc 10 --width 32 --outer 16 --inner 25 \
+	--steps 300 --out runs/demo/shrink
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .PHONY: demo test check format
 
-demo: $(INSTALLED)  ## compare the methods on handwritten digits; results under runs/demo
+demo: $(INSTALLED)  ## compare the methods, and ways to shrink, on handwritten digits; see runs/demo
 	$(BIN)/python -m benchmarks.class_incremental $(DEMO_ARGS)
+	$(BIN)/python -m benchmarks.shrink $(SHRINK_DEMO_ARGS)
 
 test: check  ## everything that has to pass
 	$(BIN)/python -m pytest $(TEST_ARGS)
