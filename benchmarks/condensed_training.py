@@ -19,6 +19,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from benchmarks.condensed_sets import Condensery, FreshTraining
+from benchmarks.data import ImageData
 from benchmarks.methods import method as named_method
 from benchmarks.presets import network_factory
 from benchmarks.results import ResultStore, environment
@@ -57,36 +58,21 @@ def main(arguments: Arguments, command: str) -> str:
     Raises:
         DCReplayError: If an argument cannot be used.
     """
-    recipes = names("recipes", arguments.recipes)
-    for name in recipes:
-        named_method(name, argument="recipes")
-    networks, sizes = names("networks", arguments.networks), numbers("ipc", arguments.ipc)
-    least = {
-        "runs": arguments.runs,
-        "ipc": min(sizes),
-        "factor": arguments.factor,
-        "classes": 1 if arguments.classes is None else arguments.classes,
-    }
+    recipes, networks = names("recipes", arguments.recipes), names("networks", arguments.networks)
+    sizes = numbers("ipc", arguments.ipc)
+    least = {"runs": arguments.runs, "ipc": min(sizes), "factor": arguments.factor}
+    optional = {"classes": arguments.classes, "steps": arguments.steps}
+    least |= {name: value for name, value in optional.items() if value is not None}
     for name, value in least.items():
         at_least_1(name, value)
     settings = arguments.chosen_preset("width", "outer", "inner")
     if arguments.steps is not None:
-        at_least_1("steps", arguments.steps)
         settings = replace(settings, set_steps=arguments.steps)
     everything = arguments.load()
     store = ResultStore(arguments.out)
-    free = ("recipes", "ipc", "networks", "runs", "steps")
-    device = arguments.chosen_device()
     condensery = Condensery(arguments, settings, store, network=arguments.matching)
-    condensery.check(recipes, sizes, everything)
-    if not arguments.matching.startswith("convnet"):
-        raise ArgumentError(
-            f"`matching` is {arguments.matching!r}, but ConvNets condense; name one, such as "
-            f"convnet3"
-        )
-    channels, height, width = everything.image_shape
-    for network in (*networks, arguments.matching):
-        network_factory(network, channels=channels, size=(height, width), width=settings.width)
+    _check(arguments, recipes, networks, condensery, everything)
+    free = ("recipes", "ipc", "networks", "runs", "steps")
     store.claim(arguments.settings(settings, free=free), command=command)
     for seed in arguments.chosen_seeds():
         data = arguments.in_order(everything, seed=seed)
@@ -100,40 +86,72 @@ def main(arguments: Arguments, command: str) -> str:
                     name, seed, kind="accuracy", ipc=ipc, network=network, run=run
                 )
             ]
-            if not left:
-                continue
-            training = FreshTraining(
-                network,
-                data,
-                settings,
-                device=device,
-                mode=arguments.compile_mode(),
-                quiet=arguments.quiet,
-            )
-            for name, ipc, run in tqdm(
-                left, desc=f"{network}, seed {seed}", unit="run", disable=arguments.quiet
-            ):
-                found = condensery.condense(name, data, ipc=ipc, seed=seed)
-                started = time.perf_counter()
-                accuracy = training.accuracy(found, seed=1000 * seed + run)
-                store.append(
-                    {
-                        "kind": "accuracy",
-                        "method": name,
-                        "ipc": ipc,
-                        "network": network,
-                        "seed": seed,
-                        "run": run,
-                        "accuracy": accuracy,
-                        "stored_bytes": found.exemplars.nbytes,
-                        "condense_seconds": found.seconds,
-                        "train_seconds": time.perf_counter() - started,
-                        "data": data.name,
-                        "preset": arguments.preset,
-                        **environment(device),
-                    }
-                )
+            if left:
+                _measure(arguments, condensery, network, data, seed, left)
     return write_training_report(arguments.out)
+
+
+def _check(
+    arguments: Arguments,
+    recipes: Sequence[str],
+    networks: Sequence[str],
+    condensery: Condensery,
+    data: ImageData,
+) -> None:
+    """Find out before anything takes time whether all that is named can be used."""
+    for name in recipes:
+        named_method(name, argument="recipes")
+    if not arguments.matching.startswith("convnet"):
+        raise ArgumentError(
+            f"`matching` is {arguments.matching!r}, but ConvNets condense; name one, such as "
+            f"convnet3"
+        )
+    channels, height, width = data.image_shape
+    for network in (*networks, arguments.matching):
+        network_factory(network, channels=channels, size=(height, width), width=1)
+    condensery.check(recipes, numbers("ipc", arguments.ipc), data)
+
+
+def _measure(
+    arguments: Arguments,
+    condensery: Condensery,
+    network: str,
+    data: ImageData,
+    seed: int,
+    left: Sequence[tuple[str, int, int]],
+) -> None:
+    """Train one network on the sets of some methods, sizes and runs."""
+    training = FreshTraining(
+        network,
+        data,
+        condensery.settings,
+        device=condensery.device,
+        mode=arguments.compile_mode(),
+        quiet=arguments.quiet,
+    )
+    for name, ipc, run in tqdm(
+        left, desc=f"{network}, seed {seed}", unit="run", disable=arguments.quiet
+    ):
+        found = condensery.condense(name, data, ipc=ipc, seed=seed)
+        started = time.perf_counter()
+        accuracy = training.accuracy(found, seed=1000 * seed + run)
+        condensery.store.append(
+            {
+                "kind": "accuracy",
+                "method": name,
+                "ipc": ipc,
+                "network": network,
+                "seed": seed,
+                "run": run,
+                "accuracy": accuracy,
+                "stored_bytes": found.exemplars.nbytes,
+                "condense_seconds": found.seconds,
+                "train_seconds": time.perf_counter() - started,
+                "data": data.name,
+                "preset": arguments.preset,
+                **environment(condensery.device),
+            }
+        )
 
 
 def cli(argv: Sequence[str] | None = None) -> int:

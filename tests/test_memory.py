@@ -310,6 +310,43 @@ def test_classes_that_arrive_after_shrinking_obey_it():
         memory.add(make_exemplars({1: 5}))
 
 
+def test_a_limit_may_be_above_what_is_stored_and_holds_for_what_comes():
+    memory = make_memory({0: 3, 1: 2}, budget=ImagesPerClass(5))
+    before = memory.exemplars
+    memory.limit(TotalImages(8))
+    assert memory.exemplars is before
+    assert memory.quotas_with([2, 3]) == {0: 2, 1: 2, 2: 2, 3: 2}
+    memory.add(make_exemplars({2: 2, 3: 2}))
+    assert memory.counts == {0: 2, 1: 2, 2: 2, 3: 2}
+    memory.limit(ImagesPerClass(20))  # lifts nothing
+    assert memory.quotas_with([4]) == {0: 2, 1: 2, 2: 2, 3: 1, 4: 1}
+
+
+def test_a_limit_below_what_is_stored_cuts_it_and_an_empty_memory_takes_one():
+    memory = make_memory({0: 3, 1: 2}, budget=ImagesPerClass(5))
+    memory.limit(ImagesPerClass(1))
+    assert memory.counts == {0: 1, 1: 1} and allocated(memory) == 2 * IMAGE_BYTES
+    empty = ExemplarMemory(budget=ImagesPerClass(5))
+    empty.limit(ImagesPerClass(2))
+    with pytest.raises(ArgumentError, match="3 images of class 0, but .* leaves it 2"):
+        empty.add(make_exemplars({0: 3}))
+
+
+@pytest.mark.parametrize(
+    ("bound", "message"),
+    [
+        (TotalImages(1), "is 1, which is below one image for each of 2 classes"),
+        (7, "`budget` is 7, which is not a budget"),
+    ],
+)
+def test_a_limit_that_cannot_be_leaves_the_memory(bound, message):
+    memory = make_memory({0: 3, 1: 2})
+    before, budget = memory.exemplars, memory.budget
+    with pytest.raises(ArgumentError, match=message):
+        memory.limit(bound)
+    assert memory.exemplars is before and memory.budget is budget
+
+
 def test_a_per_class_shrink_does_not_lift_a_total():
     memory = make_memory({0: 4, 1: 4}, budget=TotalImages(8))
     memory.shrink(images_per_class=3)

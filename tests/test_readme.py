@@ -58,6 +58,29 @@ def test_attach_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert set(memory.counts.values()) == {4}
 
 
+def test_shrink_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = next(
+        b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Multisize" in b
+    )
+    compose, shrink = example.split("# ... train")
+    recipe = dc_replay.dream_plus
+    monkeypatch.setattr(
+        dc_replay,
+        "dream_plus",
+        lambda outer: recipe(outer=outer // 8, inner=1, network=partial(ConvNet, width=4)),
+    )
+    names: dict[str, object] = {}
+    exec(compose, names)
+    replay = names["replay"]
+    assert isinstance(replay, dc_replay.CondensedReplayPlugin)
+    benchmark = avalanche.benchmarks.nc_benchmark(Images(), Images(), 5, task_labels=False, seed=0)
+    replay.buffer.remember(benchmark.train_stream[0], device="cpu")
+    assert set(replay.memory.counts.values()) == {4}
+    assert replay.history[0]["prefix_sizes"][0] == [1, 1]
+    exec("#" + shrink.replace("images_per_class=5", "images_per_class=2"), names)
+    assert set(replay.memory.counts.values()) == {2}
+
+
 def test_attach_example_is_short() -> None:
     assert len([line for line in attach_example().splitlines() if line.strip()]) <= 20
 
