@@ -35,7 +35,7 @@ from benchmarks.methods import method as named_method
 from benchmarks.presets import matching_factory, network_factory
 from benchmarks.report import exemplar_sheet, write_report
 from benchmarks.results import ResultStore, Row, environment
-from benchmarks.workload import Workload, at_least_1, command_line, names
+from benchmarks.workload import Workload, command_line, names
 from dc_replay import Budget, ExemplarMemory, ImagesPerClass, Smallest, TotalBytes, TotalImages
 from dc_replay.augment import augmentation
 from dc_replay.errors import ArgumentError
@@ -110,8 +110,7 @@ class Run:
         self.methods = _methods(arguments)
         self.seeds = arguments.chosen_seeds()
         self.device = arguments.chosen_device()
-        for name in ("ipc", "steps", "factor", "classes"):
-            at_least_1(name, 1 if getattr(arguments, name) is None else getattr(arguments, name))
+        arguments.counts("ipc", "steps", "factor", "classes")
         self.data = arguments.load()
         self.classes = arguments.classes or self.data.classes
         if self.classes % arguments.steps or self.classes < arguments.steps:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -60,14 +60,9 @@ def main(arguments: Arguments, command: str) -> str:
     """
     recipes, networks = names("recipes", arguments.recipes), names("networks", arguments.networks)
     sizes = numbers("ipc", arguments.ipc)
-    least = {"runs": arguments.runs, "ipc": min(sizes), "factor": arguments.factor}
-    optional = {"classes": arguments.classes, "steps": arguments.steps}
-    least |= {name: value for name, value in optional.items() if value is not None}
-    for name, value in least.items():
-        at_least_1(name, value)
-    settings = arguments.chosen_preset("width", "outer", "inner")
-    if arguments.steps is not None:
-        settings = replace(settings, set_steps=arguments.steps)
+    at_least_1("ipc", min(sizes))
+    arguments.counts("runs", "factor", "classes")
+    settings = arguments.chosen_preset("width", "outer", "inner", steps="set_steps")
     everything = arguments.load()
     store = ResultStore(arguments.out)
     condensery = Condensery(arguments, settings, store, network=arguments.matching)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from benchmarks.methods import method as named_method
 from benchmarks.presets import Preset, matching_factory
 from benchmarks.results import ResultStore, Row, environment
 from benchmarks.set_reports import write_shrink_report
-from benchmarks.workload import Workload, at_least_1, command_line, names, numbers
+from benchmarks.workload import Workload, command_line, names, numbers
 from dc_replay import Exemplars
 from dc_replay.errors import ArgumentError
 from dc_replay.networks import MatchingNetwork
@@ -67,10 +67,11 @@ def main(arguments: Arguments, command: str) -> str:
     Raises:
         DCReplayError: If an argument cannot be used.
     """
-    settings = _settings(arguments)
+    settings = arguments.chosen_preset(
+        "width", "outer", "inner", steps="set_steps", period="multisize_period"
+    )
     sizes = numbers("sizes", arguments.sizes)
-    for name in ("ipc", "factor", "classes"):
-        at_least_1(name, 1 if getattr(arguments, name) is None else getattr(arguments, name))
+    arguments.counts("ipc", "factor", "classes")
     if not sizes or min(sizes) < 1 or max(sizes) > arguments.ipc:
         raise ArgumentError(
             f"`sizes` is {arguments.sizes!r}, but a set of {arguments.ipc} images per class can "
@@ -99,16 +100,6 @@ def main(arguments: Arguments, command: str) -> str:
         data = arguments.in_order(everything, seed=seed)
         _Contest(arguments, settings, store, data, seed).run(sorted(sizes))
     return write_shrink_report(arguments.out)
-
-
-def _settings(arguments: Arguments) -> Preset:
-    settings = arguments.chosen_preset("width", "outer", "inner")
-    for name, field in {"steps": "set_steps", "period": "multisize_period"}.items():
-        value = getattr(arguments, name)
-        if value is not None:
-            at_least_1(name, value)
-            settings = replace(settings, **{field: value})
-    return settings
 
 
 class _Contest:

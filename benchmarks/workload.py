@@ -72,16 +72,26 @@ class Workload:
             del arguments[name]
         return {**arguments, **asdict(chosen), **known}
 
-    def chosen_preset(self, *options: str) -> Preset:
-        """The preset, overridden by these options where they are given.
+    def chosen_preset(self, *options: str, **renamed: str) -> Preset:
+        """The preset, overridden by options where they are given.
+
+        Args:
+            options: Options that are called like the preset's fields.
+            renamed: For other options, the field that each overrides.
 
         Raises:
             ArgumentError: If there is no such preset, or a number is below 1.
         """
+        fields = dict(zip(options, options, strict=True)) | renamed
+        given = self.counts(*fields)
+        return replace(preset(self.preset), **{fields[name]: n for name, n in given.items()})
+
+    def counts(self, *options: str) -> dict[str, int]:
+        """Those of the options that are given, or an ArgumentError if one is below 1."""
         given = {name: getattr(self, name) for name in options if getattr(self, name) is not None}
         for name, value in given.items():
             at_least_1(name, value)
-        return replace(preset(self.preset), **given)
+        return given
 
     def chosen_seeds(self) -> list[int]:
         """The seeds as numbers."""
