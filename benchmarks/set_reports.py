@@ -50,7 +50,7 @@ def write_shrink_report(out_dir: str | Path) -> str:
     }
     parts = ["# One condensation, cut to smaller sizes", "![Accuracy by size](shrink.png)"]
     header, body = shrink_table(rows)
-    parts += [_shrink_explanation(rows), markdown_table(header, body)]
+    parts += [_shrink_explanation(rows, settings), markdown_table(header, body)]
     if chosen:
         step_plot(
             chosen,
@@ -95,14 +95,23 @@ def shrink_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, 
     return header, body
 
 
-def _shrink_explanation(rows: Sequence[Row]) -> str:
+_KINDS = {
+    "mdc": "`mdc` keeps the first images of a set condensed with multisize condensation",
+    "prefix": "`prefix` keeps those of a set condensed without it",
+    "k-means": "`k-means` chooses among the images of that set",
+    "separate": "`separate` condenses anew at each size",
+}
+
+
+def _shrink_explanation(rows: Sequence[Row], settings: Mapping[str, Any]) -> str:
     sizes = sorted({row["size"] for row in rows})
+    kinds = [_KINDS[name] for name in dict.fromkeys(row["method"] for row in rows)]
     return (
-        f"{rows[-1]['data']}: accuracy in percent of a fresh network trained on what is stored, "
-        f"{', '.join(map(str, sizes))} images per class; {_seeds(rows)}. `mdc` and `prefix` are "
-        f"the first images of one set, condensed with and without multisize condensation; "
-        f"`k-means` chooses among the latter; `separate` condenses anew at each size. Every "
-        f"network is trained for the same number of gradient steps with the same augmentation."
+        f"{rows[-1]['data']}, {settings['classes'] or 'all'} classes: accuracy in percent of a "
+        f"fresh network trained on what is stored, {', '.join(map(str, sizes))} images per class "
+        f"of {settings['recipe']} condensed at {settings['ipc']}; {_seeds(rows)}. "
+        f"{'; '.join(kinds)}. Every network is trained for the same number of gradient steps with "
+        f"the same augmentation."
     )
 
 
@@ -159,7 +168,7 @@ def set_section(store: ResultStore) -> str:
     """
     rows = _accuracies(store)
     if "size" in rows[0]:
-        explanation, table = _shrink_explanation(rows), shrink_table(rows)
+        explanation, table = _shrink_explanation(rows, store.settings()), shrink_table(rows)
     else:
         explanation, table = _training_explanation(rows), training_table(rows)
     command = "\n".join(store.commands())
