@@ -5,7 +5,7 @@ TEST_ARGS ?= -n auto
 # Digits of 8x8 pixels are too small to pack, hence the factor; found on held-out training images.
 DEMO_ARGS ?= --data digits --network convnet1 --factor 1 --ipc 1 --width 32 --outer 16 --inner 25 \
 	--epochs 300 --out runs/demo
-SHRINK_DEMO_ARGS ?= --data digits --network convnet1 --factor 1 --ipc 10 --width 32 --outer 16 --inner 15 \
+SHRINK_DEMO_ARGS ?= --data digits --network convnet1 --factor 1 --ipc 10 --width 32 --outer 16 --inner 10 \
 	--steps 300 --methods mdc,prefix,k-means --compile never --out runs/demo/shrink
 
 BIN := .venv/bin
