@@ -250,11 +250,7 @@ class ExemplarMemory:
         [(name, value)] = given.items()
         counts, image_bytes = stored.counts, prod(_shape_of(stored))
         cap = _CAPS[name](whole(name, value))
-        budget = shrunk(self._budget, counts, image_bytes=image_bytes, cap=cap, name=name)
-        quotas = budget.quotas(list(counts), image_bytes=image_bytes)
-        if any(count > quotas[label] for label, count in counts.items()):
-            self._exemplars = stored.prefix(quotas)
-        self._budget = budget
+        self._obey(shrunk(self._budget, counts, image_bytes=image_bytes, cap=cap, name=name))
 
     def limit(self, bound: Budget) -> None:
         """Obey a further bound from now on, cutting every class to its first images as needed.
@@ -266,12 +262,7 @@ class ExemplarMemory:
                 stored. The memory is as it was.
         """
         check_budget(bound)
-        budget, stored = Smallest((self._budget, bound)), self._exemplars
-        if stored is not None:
-            quotas = budget.quotas(list(stored.counts), image_bytes=prod(_shape_of(stored)))
-            if any(count > quotas[label] for label, count in stored.counts.items()):
-                self._exemplars = stored.prefix(quotas)
-        self._budget = budget
+        self._obey(Smallest((self._budget, bound)))
 
     def sample(self, count: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw decoded images, each equally likely, with replacement.
@@ -381,6 +372,15 @@ class ExemplarMemory:
                 f"without `budget` and call shrink"
             ) from error
         return memory
+
+    def _obey(self, budget: Budget) -> None:
+        """Take a lower budget, and cut what is stored to it; on an error nothing has changed."""
+        stored = self._exemplars
+        if stored is not None:
+            quotas = budget.quotas(list(stored.counts), image_bytes=prod(_shape_of(stored)))
+            if any(count > quotas[label] for label, count in stored.counts.items()):
+                self._exemplars = stored.prefix(quotas)
+        self._budget = budget
 
     def _filled(self) -> Exemplars:
         if self._exemplars is None:
