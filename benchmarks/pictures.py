@@ -114,6 +114,33 @@ def line_plot(
     figure.savefig(path)
 
 
+def scaling_plot(
+    lines: Mapping[str, Sequence[tuple[int, float]]], path: str | Path, *, ylabel: str
+) -> None:
+    """Draw how a time grows, one panel for each size that changes.
+
+    Args:
+        lines: For each size the places and the seconds there.
+        path: The PNG file.
+        ylabel: What takes the seconds.
+    """
+    figure = Figure(figsize=(3.6 * len(lines), 3.8), dpi=150)
+    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12))
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(lines), squeeze=False, sharey=True)[0]
+    for axes, (name, line) in zip(panels, lines.items(), strict=True):
+        places, values = zip(*line, strict=True)
+        axes.plot(places, values, color=COLOURS[0], marker="o", clip_on=False)
+        axes.set_xlabel(name)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    panels[0].set_ylabel(ylabel)
+    figure.savefig(path)
+
+
 def _draw(
     axes: Axes,
     lines: Lines,

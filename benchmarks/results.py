@@ -164,6 +164,24 @@ def environment(device: torch.device | str = "cpu") -> Row:
     return {"device": _device_name(torch.device(device)), "commit": _commit(), "versions": versions}
 
 
+def write_figures(
+    folder: Path, rows: Sequence[Row], *, command: str, settings: Row, device: torch.device | str
+) -> None:
+    """Write measured figures, and where they come from, to ``results.json`` in a folder.
+
+    Args:
+        folder: Made if it is not there.
+        rows: The figures.
+        command: What measured them.
+        settings: Its options.
+        device: Where it ran.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"command": command, "settings": settings, **environment(device), "rows": rows}
+    text = _dumps(_plain(found, "figures"), indent=1)
+    (folder / "results.json").write_text(text + "\n")
+
+
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -32,7 +32,7 @@ from dc_replay.errors import ArgumentError
 from dc_replay.networks import MatchingNetwork
 from dc_replay.pixels import dequantise
 from dc_replay.sampling import Embed, nearest_to_centres
-from dc_replay.training import NetworkTraining, step_function
+from dc_replay.training import NetworkTraining
 
 METHODS = ("mdc", "prefix", "k-means", "separate")
 
@@ -205,12 +205,12 @@ class _Contest:
         )
         parameters, training = network.fresh(), NetworkTraining()
         training.train(
-            step_function(network),
+            training.step_function(network),
             parameters,
             training.optimizer(parameters),
             self.data.x_train.to(self.device),
             self.data.y_train.to(self.device),
-            normalization=self.data.normalization(),
+            scale=self.data.normalization().scale(self.device),
             generator=Generator(device=self.device).manual_seed(self.seed),
         )
 

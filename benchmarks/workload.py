@@ -20,16 +20,46 @@ from dc_replay.compilation import CompileMode
 from dc_replay.errors import ArgumentError, DCReplayError
 
 
+class Missed(Exception):
+    """A figure that a gate asked for was not reached."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Workload:
-    """Options that all benchmarks take.
+class Place:
+    """Where a benchmark runs and writes.
+
+    Attributes:
+        out: Output folder.
+        device: Where to run; the GPU where there is one.
+    """
+
+    out: Path = Path("runs/benchmark")
+    device: str | None = None
+
+    def chosen_device(self) -> torch.device:
+        """The device, or an ArgumentError if it is not here."""
+        if self.device is None:
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ArgumentError(
+                f"`device` is {self.device!r}, which is not here: {str(error).splitlines()[0]}; "
+                f"use cpu, or cuda where there is a GPU"
+            ) from None
+        return device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload(Place):
+    """Options that all benchmarks which learn from images take.
 
     Attributes:
         data: digits, cifar10, cifar100, svhn, mnist, fashion, npz:PATH or folder:PATH.
         preset: How much work to do: seconds, minutes on a CPU, or the published settings.
         seeds: Seeds, separated by commas.
         order: Order of classes: shuffled by the seed, or the published one for CIFAR-100.
-        out: Output folder.
         classes: Use only the first classes of the order.
         factor: Crops along each side of a stored image, for recipes that pack.
         width: Overrides the preset's channels of ConvNets.
@@ -38,7 +68,6 @@ class Workload:
         holdout: Training images of each class that are left out and tested on in place of the test
             images, for choosing settings.
         root: Where downloaded data are, or go.
-        device: Where to run; the GPU where there is one.
         compile: Whether to compile what repeats.
         quiet: Show no progress bars.
     """
@@ -47,7 +76,6 @@ class Workload:
     preset: str = "fast"
     seeds: str = "0"
     order: Literal["shuffled", "idc"] = "shuffled"
-    out: Path = Path("runs/benchmark")
     classes: int | None = None
     factor: int = 2
     width: int | None = None
@@ -55,7 +83,6 @@ class Workload:
     inner: int | None = None
     holdout: int | None = None
     root: Path = Path("data")
-    device: str | None = None
     compile: Literal["auto", "always", "never"] = "auto"
     quiet: bool = False
 
@@ -97,20 +124,6 @@ class Workload:
         """The seeds as numbers."""
         return numbers("seeds", self.seeds)
 
-    def chosen_device(self) -> torch.device:
-        """The device, or an ArgumentError if it is not here."""
-        if self.device is None:
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-            torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise ArgumentError(
-                f"`device` is {self.device!r}, which is not here: {str(error).splitlines()[0]}; "
-                f"use cpu, or cuda where there is a GPU"
-            ) from None
-        return device
-
     def compile_mode(self) -> CompileMode:
         """The option as the package takes it."""
         modes: dict[str, CompileMode] = {"auto": "auto", "always": True, "never": False}
@@ -151,7 +164,7 @@ def at_least_1(name: str, value: int) -> None:
         raise ArgumentError(f"`{name}` is {value}, but must be at least 1")
 
 
-Options = TypeVar("Options", bound=Workload)
+Options = TypeVar("Options", bound=Place)
 
 
 def command_line(
@@ -179,5 +192,8 @@ def command_line(
     except DCReplayError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Missed as error:
+        print(f"missed: {error}", file=sys.stderr)
+        return 1
     print(f"\nplots and report: {arguments.out}")
     return 0

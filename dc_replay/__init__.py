@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dc_replay.budgets import Budget, ImagesPerClass, Smallest, TotalBytes, TotalImages
     from dc_replay.buffer import CondensedBuffer
-    from dc_replay.condense import Condensed, Condenser, OnReal, OnSynthetic, PixelStep
+    from dc_replay.condense import Condensed, Condenser
     from dc_replay.errors import ArgumentError, DCReplayError, MemoryFileError
     from dc_replay.exemplars import Exemplars
     from dc_replay.formation import Formation
     from dc_replay.memory import ExemplarMemory
     from dc_replay.multisize import Multisize
+    from dc_replay.optimisation import OnReal, OnSynthetic, PixelStep
     from dc_replay.pixels import Normalization
     from dc_replay.plugin import CondensedReplayPlugin, DistillationPlugin, MemoryOnlyPlugin
     from dc_replay.recipes import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         recipe,
         representative,
     )
+    from dc_replay.resident import DeviceResident
     from dc_replay.subsets import SubsetMatching
 
 __version__ = "0.1.0"
@@ -41,12 +43,13 @@ __version__ = "0.1.0"
 _NAMES = {
     "budgets": ("Budget", "ImagesPerClass", "Smallest", "TotalBytes", "TotalImages"),
     "buffer": ("CondensedBuffer",),
-    "condense": ("Condensed", "Condenser", "OnReal", "OnSynthetic", "PixelStep"),
+    "condense": ("Condensed", "Condenser"),
     "errors": ("ArgumentError", "DCReplayError", "MemoryFileError"),
     "exemplars": ("Exemplars",),
     "formation": ("Formation",),
     "memory": ("ExemplarMemory",),
     "multisize": ("Multisize",),
+    "optimisation": ("OnReal", "OnSynthetic", "PixelStep"),
     "pixels": ("Normalization",),
     "plugin": ("CondensedReplayPlugin", "DistillationPlugin", "MemoryOnlyPlugin"),
     "recipes": (
@@ -65,6 +68,7 @@ _NAMES = {
         "recipe",
         "representative",
     ),
+    "resident": ("DeviceResident",),
     "subsets": ("SubsetMatching",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
@@ -78,6 +82,7 @@ __all__ = [
     "CondensedReplayPlugin",
     "Condenser",
     "DCReplayError",
+    "DeviceResident",
     "DistillationPlugin",
     "ExemplarMemory",
     "Exemplars",

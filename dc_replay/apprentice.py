@@ -94,7 +94,7 @@ class Apprentice:
             self._optimizer,
             images,
             targets,
-            normalization=self.real.normalization,
+            scale=self.real.scale,
             generator=self.generator,
             limit=limit,
         )

@@ -2,17 +2,17 @@
 
 Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021.
 
-Everything here takes and returns *normalised* images ``[batch, channels, height, width]``, is
-differentiable in them, and draws from the generator it is given. Draws are made on the generator's
-device and moved to the images', so a CPU generator gives the same augmentation everywhere.
+Everything here takes and returns *normalised* images ``[batch, channels, height, width]`` and is
+differentiable in them. Numbers are drawn first, from a generator and on its device; what is done
+with them is a pure function of tensors, which a compiler can take together with what comes after
+and which one call can apply to many classes at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -22,21 +22,21 @@ from dc_replay.errors import ArgumentError
 
 
 class Operation(Protocol):
-    """One random change: draws a parameter for each of ``draws`` images, or one for all."""
+    """One random change, made by numbers that were drawn for each image, or once for all."""
 
-    def __call__(self, images: Tensor, generator: Generator, draws: int) -> Tensor:
-        """Return changed images; ``draws`` is 1 (shared by the batch) or the batch size."""
+    @property
+    def uniforms(self) -> int:
+        """How many numbers from ``[0, 1)`` a draw takes."""
+        ...
+
+    def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """Return changed images; ``drawn`` is ``[1 or batch, uniforms]``."""
         ...
 
 
-def uniform(generator: Generator, shape: Sequence[int], like: Tensor) -> Tensor:
-    """Draw from [0, 1) on the generator's device, then follow ``like``'s device and dtype."""
-    drawn = torch.rand(tuple(shape), generator=generator, device=generator.device)
-    return drawn.to(device=like.device, dtype=like.dtype)
-
-
-def _column(generator: Generator, draws: int, like: Tensor) -> Tensor:
-    return uniform(generator, (draws, 1, 1, 1), like)
+def _numbers(drawn: Tensor, images: Tensor) -> list[Tensor]:
+    """Each number of a draw as a column ``[1 or batch, 1, 1, 1]`` of the images' type."""
+    return list(drawn.to(images.dtype)[:, :, None, None, None].unbind(1))
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,12 @@ class Flip:
     """
 
     probability: float = 0.5
+    uniforms: ClassVar[int] = 1
 
-    def __call__(self, images: Tensor, generator: Generator, draws: int) -> Tensor:
+    def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Apply the change."""
-        mirrored = _column(generator, draws, images) < self.probability
-        return torch.where(mirrored, images.flip(-1), images)
+        (chance,) = _numbers(drawn, images)
+        return torch.where(chance < self.probability, images.flip(-1), images)
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,11 @@ class Color:
     brightness: float = 1.0
     saturation: float = 2.0
     contrast: float = 1.0
+    uniforms: ClassVar[int] = 3
 
-    def __call__(self, images: Tensor, generator: Generator, draws: int) -> Tensor:
+    def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Apply the change."""
-        added, saturated, contrasted = (_column(generator, draws, images) for _ in range(3))
+        added, saturated, contrasted = _numbers(drawn, images)
         images = images + (added - 0.5) * self.brightness
         if images.shape[1] > 1:
             mean = images.mean(dim=1, keepdim=True)
@@ -90,27 +92,16 @@ class Crop:
     """
 
     ratio: float = 0.125
+    uniforms: ClassVar[int] = 2
 
-    def __call__(self, images: Tensor, generator: Generator, draws: int) -> Tensor:
+    def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Apply the change."""
-        height, width = images.shape[-2:]
-        reach_y, reach_x = round(height * self.ratio), round(width * self.ratio)
-        drawn = torch.rand((2, draws), generator=generator, device=generator.device)
-        shift_y = (drawn[0] * (2 * reach_y + 1)).long() - reach_y
-        shift_x = (drawn[1] * (2 * reach_x + 1)).long() - reach_x
-        padded = F.pad(images, (reach_x, reach_x, reach_y, reach_y))
-        if draws == 1 and generator.device.type == "cpu":
-            top, left = int(shift_y) + reach_y, int(shift_x) + reach_x
-            return padded[..., top : top + height, left : left + width]
-        device = images.device
-        rows = torch.arange(height, device=device) + (shift_y + reach_y).to(device)[:, None]
-        columns = torch.arange(width, device=device) + (shift_x + reach_x).to(device)[:, None]
-        count, channels = images.shape[:2]
-        rows = rows.expand(count, height)[:, None, :, None]
-        rows = rows.expand(count, channels, height, padded.shape[-1])
-        columns = columns.expand(count, width)[:, None, None, :]
-        columns = columns.expand(count, channels, height, width)
-        return padded.gather(2, rows).gather(3, columns)
+        positions = []
+        for side, number in zip(images.shape[-2:], drawn.to(images.dtype).unbind(1), strict=True):
+            reach = round(side * self.ratio)
+            shift = torch.floor(number * (2 * reach + 1)) - reach
+            positions.append(_range(side, images) + shift[:, None])
+        return _resample(images, *positions)
 
 
 @dataclass(frozen=True)
@@ -122,12 +113,17 @@ class Scale:
     """
 
     ratio: float = 1.2
+    uniforms: ClassVar[int] = 2
 
-    def __call__(self, images: Tensor, generator: Generator, draws: int) -> Tensor:
+    def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Apply the change."""
-        factor = uniform(generator, (draws, 2), images) * (self.ratio - 1 / self.ratio)
-        factor = factor + 1 / self.ratio
-        return _warp(images, torch.diag_embed(factor))
+        positions = []
+        across, down = drawn.to(images.dtype).unbind(1)
+        for side, number in zip(images.shape[-2:], (down, across), strict=True):
+            factor = number * (self.ratio - 1 / self.ratio) + 1 / self.ratio
+            middle = (side - 1) / 2
+            positions.append((_range(side, images) - middle) * factor[:, None] + middle)
+        return _resample(images, *positions)
 
 
 @dataclass(frozen=True)
@@ -139,10 +135,11 @@ class Rotate:
     """
 
     degrees: float = 15.0
+    uniforms: ClassVar[int] = 1
 
-    def __call__(self, images: Tensor, generator: Generator, draws: int) -> Tensor:
+    def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Apply the change."""
-        turn = uniform(generator, (draws,), images) * 2 - 1
+        turn = drawn.to(images.dtype)[:, 0] * 2 - 1
         angle = turn * (self.degrees * math.pi / 180)
         height, width = images.shape[-2:]
         cosine, sine = torch.cos(angle), torch.sin(angle)
@@ -151,7 +148,14 @@ class Rotate:
         high, wide = max(height - 1, 1), max(width - 1, 1)
         first = torch.stack([cosine, sine * (-high / wide)], dim=-1)
         second = torch.stack([sine * (wide / high), cosine], dim=-1)
-        return _warp(images, torch.stack([first, second], dim=-2))
+        down, across = (
+            _range(side, images) * (2 / max(side - 1, 1)) - min(side - 1, 1)
+            for side in (height, width)
+        )
+        place = torch.stack(torch.broadcast_tensors(across, down[:, None]), dim=-1)
+        matrix = torch.stack([first, second], dim=-1)
+        grid = (place @ matrix[:, None]).expand(len(images), height, width, 2)
+        return F.grid_sample(images, grid, align_corners=True)
 
 
 @dataclass(frozen=True)
@@ -163,19 +167,19 @@ class Cutout:
     """
 
     ratio: float = 0.5
+    uniforms: ClassVar[int] = 2
 
-    def __call__(self, images: Tensor, generator: Generator, draws: int) -> Tensor:
+    def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Apply the change."""
-        centre = uniform(generator, (2, draws, 1, 1, 1), images)
-        inside_y = self._inside(images.shape[-2], centre[0], images).unsqueeze(-1)
-        inside_x = self._inside(images.shape[-1], centre[1], images).unsqueeze(-2)
-        return images * ~(inside_y & inside_x)
-
-    def _inside(self, side: int, centre: Tensor, like: Tensor) -> Tensor:
-        length = round(side * self.ratio)
-        first = torch.floor(centre.flatten(1) * (side + 1 - length % 2)) - length // 2
-        position = torch.arange(side, device=like.device, dtype=like.dtype)
-        return ((position >= first) & (position < first + length))[:, None, :]
+        inside = []
+        for side, number in zip(images.shape[-2:], drawn.to(images.dtype).unbind(1), strict=True):
+            length = round(side * self.ratio)
+            # An even length is centred between pixels, so it has one more place to be.
+            first = torch.floor(number * (side + 1 - length % 2)) - length // 2
+            position = _range(side, images)
+            inside.append((position >= first[:, None]) & (position < first[:, None] + length))
+        rows, columns = inside
+        return images * ~(rows[:, None, :, None] & columns[:, None, None, :])
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,20 @@ class Augmentation:
     one_of: tuple[Operation, ...] = ()
     last: tuple[Operation, ...] = ()
 
+    @property
+    def uniforms(self) -> int:
+        """How many numbers a draw takes: which of ``one_of``, then those of each operation."""
+        operations = (*self.always, *self.one_of, *self.last)
+        return 1 + sum(operation.uniforms for operation in operations)
+
+    def draw(self, generator: Generator, count: int) -> Tensor:
+        """Draw the numbers of ``count`` changes, ``[count, uniforms]``, on the generator's device.
+
+        :meth:`apply` takes all of them for a batch of as many images, or one of them, as
+        ``[1, uniforms]``, for a batch of any size.
+        """
+        return torch.rand((count, self.uniforms), generator=generator, device=generator.device)
+
     def __call__(self, images: Tensor, generator: Generator, *, shared: bool = False) -> Tensor:
         """Augment a batch.
 
@@ -205,27 +223,62 @@ class Augmentation:
         Returns:
             Images of the same shape, differentiable in ``images``.
         """
-        if images.ndim != 4:
-            raise ArgumentError(
-                f"`images` has shape {list(images.shape)}, but must be "
-                f"[batch, channels, height, width]; add the missing dimension"
-            )
-        draws = 1 if shared else len(images)
+        _check_batch(images)
+        drawn = self.draw(generator, 1 if shared else len(images))
+        picked = None
+        if len(self.one_of) > 1 and drawn.device.type == "cpu" and len(drawn):
+            picked = int(drawn[0, 0] * len(self.one_of))
+        return self._apply(images, drawn.to(images.device), picked)
+
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """Augment a batch by numbers drawn before; a pure function of tensors.
+
+        Args:
+            images: Normalised images ``[batch, channels, height, width]``.
+            drawn: From :meth:`draw`, on the images' device: ``[batch, uniforms]``, or
+                ``[1, uniforms]`` for one change of them all. The first row says which of
+                ``one_of`` applies.
+
+        Returns:
+            Images of the same shape, differentiable in ``images``.
+        """
+        _check_batch(images)
+        return self._apply(images, drawn, None)
+
+    def _apply(self, images: Tensor, drawn: Tensor, picked: int | None) -> Tensor:
+        """Apply to a batch; where ``picked`` is None all of ``one_of`` are made, and one kept."""
+        taken = 1
+
+        def change(operation: Operation, images: Tensor) -> Tensor:
+            nonlocal taken
+            first, taken = taken, taken + operation.uniforms
+            return operation(images, drawn[:, first:taken])
+
         for operation in self.always:
-            images = operation(images, generator, draws)
-        if self.one_of:
-            pick = torch.randint(len(self.one_of), (), generator=generator, device=generator.device)
-            images = self.one_of[int(pick)](images, generator, draws)
+            images = change(operation, images)
+        if len(self.one_of) == 1:
+            images = change(self.one_of[0], images)
+        elif self.one_of and len(images):
+            before = images
+            which = torch.floor(drawn[0, 0] * len(self.one_of))
+            for number, operation in enumerate(self.one_of):
+                if picked is None:
+                    images = torch.where(which == number, change(operation, before), images)
+                elif picked == number:
+                    images = change(operation, before)
+                else:
+                    taken += operation.uniforms
         for operation in self.last:
-            images = operation(images, generator, draws)
+            images = change(operation, images)
         return images
 
-    def siamese(
-        self, real: Tensor, synthetic: Tensor, generator: Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Augment real and synthetic images with one and the same draw."""
-        both = self(torch.cat([real, synthetic]), generator, shared=True)
-        return both[: len(real)], both[len(real) :]
+
+def _check_batch(images: Tensor) -> None:
+    if images.ndim != 4:
+        raise ArgumentError(
+            f"`images` has shape {list(images.shape)}, but must be "
+            f"[batch, channels, height, width]; add the missing dimension"
+        )
 
 
 def augmentation(*names: str) -> Augmentation:
@@ -258,9 +311,8 @@ def augmentation(*names: str) -> Augmentation:
     )
 
 
-def cutmix(
-    images: Tensor, generator: Generator, *, probability: float = 0.5
-) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class CutMix:
     """Paste a rectangle of other images of the batch into each image.
 
     The share that each image keeps is drawn from Beta(1, 1), that is uniformly.
@@ -268,42 +320,79 @@ def cutmix(
     Source: Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with
     Localizable Features", ICCV 2019.
 
+    Attributes:
+        probability: Chance that a batch is mixed at all.
+    """
+
+    probability: float = 0.5
+    uniforms: ClassVar[int] = 4
+
+    def apply(self, images: Tensor, partners: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix a batch by numbers drawn before; a pure function of tensors.
+
+        Args:
+            images: ``[batch, channels, height, width]``.
+            partners: Whose rectangle each image gets, int64 ``[batch]``.
+            drawn: ``[4]`` from ``[0, 1)``.
+
+        Returns:
+            The images, and the share (a scalar) that each keeps of itself: the loss is
+            ``share * loss(labels) + (1 - share) * loss(labels[partners])``.
+        """
+        chance, centre_y, centre_x, keep = drawn.unbind()
+        keep = torch.where(chance < self.probability, keep, torch.ones_like(keep))
+        edge = torch.sqrt(1 - keep)
+        inside = []
+        for side, centre in zip(images.shape[-2:], (centre_y, centre_x), strict=True):
+            # A stretch around the centre, cut off at the border.
+            middle, half = (centre * side).floor(), (edge * side / 2).floor()
+            position = torch.arange(side, device=images.device)
+            inside.append((position >= middle - half) & (position < middle + half))
+        pasted = inside[0][:, None] & inside[1]
+        share = 1 - pasted.float().mean()
+        return torch.where(pasted, images[partners], images), share
+
+
+def cutmix(
+    images: Tensor, generator: Generator, *, probability: float = 0.5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw for a batch and mix it by :class:`CutMix`.
+
     Args:
         images: ``[batch, channels, height, width]``.
         generator: Source of the draws.
         probability: Chance that the batch is mixed at all.
 
     Returns:
-        The images, the int64 positions ``[batch]`` of the partners, and the share (a scalar
-        tensor) that each image keeps of itself: the loss is
-        ``share * loss(labels) + (1 - share) * loss(labels[partners])``.
+        The images, the int64 positions ``[batch]`` of the partners, and the share that each image
+        keeps of itself, as :meth:`CutMix.apply` says.
     """
-    device, count = images.device, len(images)
+    device = generator.device
+    drawn = torch.rand(CutMix.uniforms, generator=generator, device=device)
+    partners = torch.randperm(len(images), generator=generator, device=device).to(images.device)
+    mixed, share = CutMix(probability).apply(images, partners, drawn.to(images.device))
+    return mixed, partners, share
+
+
+def _range(side: int, like: Tensor) -> Tensor:
+    return torch.arange(side, device=like.device, dtype=like.dtype)
+
+
+def _resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Read images linearly at positions along each axis, in pixels, with zeros outside.
+
+    A product with two small matrices, because its gradient is one, too; that of reading at indices
+    adds up one by one. Positions that are whole numbers give the pixels exactly.
+
+    Args:
+        images: ``[batch, channels, height, width]``.
+        rows: ``[1 or batch, new height]``.
+        columns: ``[1 or batch, new width]``.
+    """
     height, width = images.shape[-2:]
-    chance, centre_y, centre_x = torch.rand(3, generator=generator, device=generator.device)
-    partners = torch.randperm(count, generator=generator, device=generator.device).to(device)
-    keep = torch.rand((), generator=generator, device=generator.device)
-    keep = torch.where(chance < probability, keep, torch.ones_like(keep))
-    edge = torch.sqrt(1 - keep)
-    top, bottom = _interval(height, centre_y, edge, device)
-    left, right = _interval(width, centre_x, edge, device)
-    row = torch.arange(height, device=device)[:, None]
-    column = torch.arange(width, device=device)
-    pasted = (row >= top) & (row < bottom) & (column >= left) & (column < right)
-    share = 1 - pasted.float().mean()
-    return torch.where(pasted, images[partners], images), partners, share
-
-
-def _interval(
-    side: int, centre: Tensor, share: Tensor, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """First and one-past-last position of a stretch around ``centre``, cut off at the border."""
-    middle, half = (centre * side).floor(), (share * side / 2).floor()
-    return (middle - half).clamp(0, side).to(device), (middle + half).clamp(0, side).to(device)
-
-
-def _warp(images: Tensor, matrix: Tensor) -> Tensor:
-    """Sample images at linearly mapped positions; ``matrix`` is ``[1 or batch, 2, 2]``."""
-    affine = F.pad(matrix.expand(len(images), 2, 2), (0, 1))
-    grid = F.affine_grid(affine, list(images.shape), align_corners=True)
-    return F.grid_sample(images, grid, align_corners=True)
+    vertical, horizontal = (
+        (1 - (positions[..., None] - _range(side, images)).abs()).clamp(min=0)
+        for positions, side in ((rows, height), (columns, width))
+    )
+    across = torch.matmul(images, horizontal.transpose(-2, -1)[:, None])
+    return torch.matmul(vertical[:, None], across)

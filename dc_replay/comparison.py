@@ -43,7 +43,6 @@ class Comparison:
         most_decoded: Decoded images of a class in one step; above that, a random subset.
         subsets: How parts are matched; None matches none.
         multisize: How prefixes are matched; None matches none.
-        steps: Pixel steps of the whole condensation.
         generator: Source of parts and random subsets.
 
     Raises:
@@ -60,13 +59,11 @@ class Comparison:
         most_decoded: int,
         subsets: SubsetMatching | None,
         multisize: Multisize | None,
-        steps: int,
         generator: Generator,
     ) -> None:
         self._device = real.images.device
         self._each = each
         self._most = most_decoded
-        self._steps = steps
         self._generator = generator
         self._subsets = subsets
         self._counts = tuple(counts)
@@ -93,14 +90,14 @@ class Comparison:
             return self._describe(count, order[: self._most].to(self._device))
         return self._describe(count, self._even(count).to(self._device))
 
-    def terms(self, position: int, drawn: Drawn, real: Tensor, step: int) -> Terms:
+    def terms(self, position: int, drawn: Drawn, real: Tensor, share: float) -> Terms:
         """The terms of one step for one class.
 
         Args:
             position: The class's position.
             drawn: Its decoded images, from :meth:`draw`.
             real: Its real images, positions among those of all classes.
-            step: The step, counted from 0.
+            share: What is done of the condensation, from 0 to 1.
         """
         even = torch.full((len(real),), 1 / len(real), device=self._device)
         sides = Sides(drawn.shares, even)
@@ -113,7 +110,7 @@ class Comparison:
                 parts if drawn.index is None else parts[drawn.index],
                 self._real_parts[real],
                 self._subsets.parts,
-                self._subsets.weight_at(step, self._steps),
+                self._subsets.weight_at(share),
             )
         choice = self.choice
         if choice is not None and choice.sizes[position]:

@@ -16,20 +16,23 @@ CompileMode = bool | Literal["auto"]
 # Compiling both step functions takes about half a minute, and a compiled step of an ordinary
 # matching network saves tens of milliseconds on a CPU.
 STEPS_THAT_REPAY = 1000
+SECONDS_THAT_REPAY = 120
 
 RECOMPILE_LIMIT = 256
 """Different shapes, networks and objectives that one process may compile."""
 
 
-def wanted(mode: CompileMode, *, steps: int) -> bool:
-    """Whether to compile a function that will be called so many times.
+def wanted(mode: CompileMode, *, steps: int = 0, seconds: float = 0) -> bool:
+    """Whether to compile functions that are called so many times, or for so long.
 
     Raises:
         ArgumentError: If the mode is unknown.
     """
     if mode not in (True, False, "auto"):
         raise ArgumentError(f"`compile` is {mode!r}, but must be True, False or 'auto'")
-    return steps >= STEPS_THAT_REPAY if mode == "auto" else bool(mode)
+    if mode != "auto":
+        return bool(mode)
+    return steps >= STEPS_THAT_REPAY or seconds >= SECONDS_THAT_REPAY
 
 
 def compiled(function: Callable[..., Any], compile: bool) -> Callable[..., Any]:
@@ -56,6 +59,8 @@ class _Compiled:
             # uncompiled without a word.
             with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
                 return self._run(*arguments)
+        except torch.OutOfMemoryError:  # no fault of the compiler's
+            raise
         except Exception as error:  # compilers fail in many ways, and none should stop the run
             if self._run is self._plain:
                 raise

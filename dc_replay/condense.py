@@ -1,12 +1,12 @@
-"""The condenser: parts that compose, and the one optimisation loop."""
+"""The condenser: parts that compose into what turns an experience into exemplars."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -17,14 +17,16 @@ from dc_replay.augment import Augmentation, augmentation
 from dc_replay.budgets import whole
 from dc_replay.comparison import Comparison
 from dc_replay.compilation import CompileMode, wanted
-from dc_replay.errors import ArgumentError, DCReplayError
+from dc_replay.errors import ArgumentError
 from dc_replay.exemplars import Exemplars
 from dc_replay.formation import Formation
 from dc_replay.multisize import Multisize
 from dc_replay.networks import NetworkFactory, Precision, convnet_for
 from dc_replay.objectives import Objective
+from dc_replay.optimisation import NetworkUpdate, OnReal, Optimisation, PixelStep
+from dc_replay.pace import ByClock, BySteps, Pace, check_seconds
 from dc_replay.pixels import Normalization, dequantise, quantise
-from dc_replay.programs import MatchFunction, programs
+from dc_replay.programs import Plan, programs
 from dc_replay.randomness import isolated
 from dc_replay.sampling import RealImages, Sampler, Uniform
 from dc_replay.selection import RandomImages, Selection
@@ -48,95 +50,10 @@ class Condensed:
     exemplars: Exemplars
     history: dict[str, list[Any]] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class PixelStep:
-    """How pixels move: SGD in ``[0, 1]`` image space.
-
-    Attributes:
-        lr: Learning rate.
-        momentum: Momentum.
-        reference: The number of stored images per class that ``lr`` is for; a class with more gets
-            a rate in proportion, because each image then has a smaller share in the mean. None
-            uses ``lr`` as it is.
-        final: The share of the rate that is left at the end of the condensation, to which it falls
-            linearly. The published methods keep the rate, 1; where steps are few, large ones that
-            die away reach further than equal ones.
-    """
-
-    lr: float = 5e-3
-    momentum: float = 0.5
-    reference: int | None = 10
-    final: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ArgumentError(f"`lr` is {self.lr}, but the pixels' learning rate must be above 0")
-        if self.reference is not None and self.reference < 1:
-            raise ArgumentError(
-                f"`reference` is {self.reference}, but must be at least 1 image per class, or None "
-                f"to use `lr` as it is"
-            )
-        if not 0 <= self.final <= 1:
-            raise ArgumentError(
-                f"`final` is {self.final}, but must be between 0, to let the rate die away, and 1, "
-                f"to keep it"
-            )
-
-    def optimizer(self, pixels: list[Tensor]) -> torch.optim.SGD:
-        """An optimiser over the stored images of each class."""
-        groups = [
-            {"params": [p], "lr": self.lr * (len(p) / self.reference if self.reference else 1)}
-            for p in pixels
-        ]
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
-
-    def schedule(
-        self, optimizer: torch.optim.Optimizer, steps: int
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """What lets the rate fall over so many steps of the optimiser."""
-        return torch.optim.lr_scheduler.LinearLR(
-            optimizer, start_factor=1.0, end_factor=self.final, total_iters=steps
-        )
-
-
-class NetworkUpdate(Protocol):
-    """What the matching network learns between two pixel steps."""
-
-    def __call__(self, apprentice: Apprentice, pixels: list[Tensor]) -> None:
-        """Train the apprentice, given the stored images of each class in ``[0, 1]``."""
-        ...
-
-
-@dataclass(frozen=True)
-class OnReal:
-    """Train on real images, as IDC does: gradients then do not vanish.
-
-    Attributes:
-        images: Images in an inner iteration.
-    """
-
-    images: int = 2000
-
-    def __call__(self, apprentice: Apprentice, pixels: list[Tensor]) -> None:
-        """Train the apprentice."""
-        apprentice.train_on_real(limit=self.images)
-
-
-@dataclass(frozen=True)
-class OnSynthetic:
-    """Train on the synthetic images, as DC and DSA do.
-
-    Attributes:
-        epochs: Epochs in an inner iteration.
-    """
-
-    epochs: int = 50
-
-    def __call__(self, apprentice: Apprentice, pixels: list[Tensor]) -> None:
-        """Train the apprentice."""
-        for _ in range(self.epochs):
-            apprentice.train_on_synthetic(pixels)
+    @property
+    def iterations(self) -> int:
+        """Inner iterations that were done; 0 for recipes that optimise nothing."""
+        return len(self.history.get("distance", ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +85,19 @@ class Condenser:
         most_decoded: Decoded synthetic images of a class in one step; above that, a random subset.
         outer: Matching networks, one after the other.
         inner: Pixel steps with each network.
-        compile: Whether to compile the step functions; ``"auto"`` does where the planned steps
-            repay it.
+        seconds: Time to spend on an experience, from its images to its exemplars, in place of
+            ``outer``: another network follows until the time is over, and the optimisation ends
+            with the last inner iteration that fits. What comes out then depends on the machine's
+            speed, and no longer on the seed alone.
+        compile: Whether to compile the step functions; ``"auto"`` does where the planned steps, or
+            seconds, repay it.
         precision: What the matching network's convolutions compute in: ``"float32"``,
-            ``"bfloat16"``, or ``"auto"`` for bfloat16 where the device has it.
+            ``"bfloat16"``, or ``"auto"`` for bfloat16 where the device multiplies it natively. The
+            pixels' gradient then differs by a few percent, because here and there a unit near 0
+            is on in one and off in the other.
+        classes_at_once: Classes whose pixel steps are one call; None takes what fits the memory of
+            a GPU, and 1 elsewhere, which is what is fastest. The result is the same but for
+            rounding.
 
     Raises:
         ArgumentError: If a number is below its minimum.
@@ -193,14 +119,20 @@ class Condenser:
     most_decoded: int = 128
     outer: int = 60
     inner: int = 100
+    seconds: float | None = None
     compile: CompileMode = "auto"
-    precision: Precision = "float32"
+    precision: Precision = "auto"
+    classes_at_once: int | None = None
 
     def __post_init__(self) -> None:
         for argument, least in {"outer": 1, "inner": 1, "most_decoded": 1, "warm_up": 0}.items():
             value = getattr(self, argument)
             if value < least:
                 raise ArgumentError(f"`{argument}` is {value}, but must be at least {least}")
+        if self.classes_at_once is not None:
+            whole("classes_at_once", self.classes_at_once)
+        if self.seconds is not None:
+            check_seconds(self.seconds)
         for argument in ("subsets", "multisize"):
             if self.objective is None and getattr(self, argument) is not None:
                 raise ArgumentError(
@@ -294,16 +226,22 @@ class Condenser:
     def _condense(
         self, real: RealImages, counts: list[int], generator: Generator, progress: bool
     ) -> Condensed:
-        steps = self.outer * self.inner * len(real.labels) if self.objective is not None else 0
+        pace = self._pace(real.images.device)
         channels, height, width = real.images.shape[1:]
         functions = programs(
-            self.network or convnet_for((channels, height, width)),
-            len(real.labels),
-            (channels, height, width),
-            real.images.device,
-            self.objective,
-            self.precision,
-            wanted(self.compile, steps=steps),
+            Plan(
+                factory=self.network or convnet_for((channels, height, width)),
+                classes=len(real.labels),
+                shape=(channels, height, width),
+                device=real.images.device,
+                objective=self.objective,
+                formation=self.formation,
+                augment=self.augment,
+                training=self.training,
+                precision=self.precision,
+                compile=self._compiles(len(real.labels)),
+                classes_at_once=self.classes_at_once,
+            )
         )
         apprentice = Apprentice(
             functions,
@@ -312,9 +250,9 @@ class Condenser:
             real=real,
             generator=generator,
         )
-        total = self.outer * self.inner
-        if self.multisize is not None and self.outer <= 2 * self.multisize.period:
-            _say_that_nothing_is_chosen(self.multisize.period, self.outer)
+        period = self.multisize.period if self.multisize is not None else 0
+        if self.seconds is None and self.outer <= 2 * period:
+            _say_that_nothing_is_chosen(period, self.outer)
         # Before anything that takes time, because it refuses parts that do not fit the images.
         comparison = Comparison(
             real,
@@ -323,19 +261,36 @@ class Condenser:
             most_decoded=self.most_decoded,
             subsets=self.subsets,
             multisize=self.multisize,
-            steps=total,
             generator=generator,
         )
         pixels = self._initial(real, counts, apprentice)
         history: dict[str, list[Any]] = {}
         if functions.match is not None:
             distances: list[Tensor] = []
+            optimisation = Optimisation(
+                pixels,
+                match=functions.match,
+                apprentice=apprentice,
+                comparison=comparison,
+                sampler=self.sampler,
+                augment=self.augment,
+                step=self.pixels,
+                update=self.update,
+                warm_up=self.warm_up,
+                inner=self.inner,
+                pace=pace,
+            )
             with tqdm(
-                total=total, desc=self.name, unit="step", disable=not progress, leave=False
+                total=pace.total,
+                desc=self.name,
+                unit=pace.unit,
+                disable=not progress,
+                leave=False,
+                bar_format=None if self.seconds is None else _CLOCK,
             ) as bar:
-                for distance in self._optimise(functions.match, pixels, comparison, apprentice):
+                for distance in optimisation.run():
                     distances.append(distance)
-                    bar.update()
+                    bar.update(pace.share * pace.total - bar.n)
             history["distance"] = torch.stack(distances).tolist()
             if comparison.choice is not None:
                 history["prefix_sizes"] = comparison.choice.history
@@ -360,64 +315,21 @@ class Condenser:
         chosen = self.selection.choose(real, wanted, apprentice, generator)
         return [self.formation.pack(dequantise(real.images[index])) for index in chosen]
 
-    def _optimise(
-        self,
-        match: MatchFunction,
-        pixels: list[Tensor],
-        comparison: Comparison,
-        apprentice: Apprentice,
-    ) -> Iterator[Tensor]:
-        """Move the pixels in place; yield the mean distance of each inner iteration."""
-        real, generator = apprentice.real, apprentice.generator
-        labels = torch.arange(len(pixels), device=real.images.device).unbind()
-        for stored in pixels:
-            stored.requires_grad_(True)
-        optimizer = self.pixels.optimizer(pixels)
-        schedule = self.pixels.schedule(optimizer, self.outer * self.inner)
-        for outer in range(self.outer):
-            apprentice.restart()
-            apprentice.train(self.warm_up)
-            batches: list[Tensor] | None = None
-            for inner in range(self.inner):
-                batches = self.sampler.draw(real, batches, inner, apprentice.embed, generator)
-                total = torch.zeros((), device=real.images.device)
-                for position, (stored, index) in enumerate(zip(pixels, batches, strict=True)):
-                    drawn = comparison.draw(position)
-                    synthetic = self.formation.decode(stored)
-                    if drawn.index is not None:
-                        synthetic = synthetic[drawn.index]
-                    synthetic = real.normalization.apply(synthetic)
-                    matched, synthetic = self.augment.siamese(
-                        real.normalised(index), synthetic, generator
-                    )
-                    found = match(
-                        apprentice.parameters,
-                        matched.detach(),
-                        synthetic.detach(),
-                        labels[position],
-                        comparison.terms(position, drawn, index, outer * self.inner + inner),
-                    )
-                    synthetic.backward(found.slope)
-                    total += found.distance
-                    comparison.record(position, found.prefixes)
-                comparison.hold(pixels)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad(set_to_none=True)
-                if self.update is not None:
-                    self.update(apprentice, [stored.detach() for stored in pixels])
-                yield total / len(pixels)
-            with torch.no_grad():
-                for stored, name in zip(pixels, real.labels, strict=True):
-                    if not torch.isfinite(stored).all():
-                        raise DCReplayError(
-                            f"the pixels of class {name} became NaN or infinite in outer "
-                            f"iteration {outer}; lower the pixels' learning rate, now "
-                            f"{self.pixels.lr}, with dataclasses.replace(condenser, "
-                            f"pixels=PixelStep(lr=...))"
-                        )
-                    stored.clamp_(0, 1)
-            comparison.end_outer_iteration(pixels, optimizer)
+    def _pace(self, device: torch.device) -> Pace:
+        if self.seconds is not None:
+            return ByClock(self.seconds, device)
+        return BySteps(self.outer * self.inner)
+
+    def _compiles(self, classes: int) -> bool:
+        if self.objective is None:
+            return wanted(self.compile, steps=0)
+        if self.seconds is not None:
+            return wanted(self.compile, seconds=self.seconds)
+        return wanted(self.compile, steps=self.outer * self.inner * classes)
+
+
+# A bar over seconds knows how many are left, whatever the rate is.
+_CLOCK = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s"
 
 
 @functools.cache

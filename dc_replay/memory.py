@@ -23,7 +23,7 @@ from dc_replay.budgets import (
 from dc_replay.errors import ArgumentError, MemoryFileError
 from dc_replay.exemplars import Exemplars
 from dc_replay.formation import Formation
-from dc_replay.pixels import Normalization, dequantise
+from dc_replay.pixels import Normalization, Scale, dequantise
 
 _AS_THEY_ARE = Formation(factor=1)
 _CAPS: dict[str, type[ImagesPerClass | TotalImages | TotalBytes]] = {
@@ -67,6 +67,8 @@ class ExemplarMemory:
         self._formation = formation
         self._normalization = normalization
         self._exemplars: Exemplars | None = None
+        self._counts: dict[int, int] = {}
+        self._scale: Scale | None = None
         self.recipe = recipe
 
     @property
@@ -91,7 +93,7 @@ class ExemplarMemory:
                 f"`normalization` is {normalization}, but the stored images are replayed with "
                 f"{self._normalization}; set it before the first add, or start a new memory"
             )
-        self._normalization = normalization
+        self._normalization, self._scale = normalization, None
 
     @property
     def exemplars(self) -> Exemplars | None:
@@ -101,12 +103,12 @@ class ExemplarMemory:
     @property
     def classes(self) -> tuple[int, ...]:
         """The classes in order of arrival."""
-        return () if self._exemplars is None else self._exemplars.classes
+        return tuple(self._counts)
 
     @property
     def counts(self) -> dict[int, int]:
         """Stored images of each class, in order of arrival."""
-        return {} if self._exemplars is None else self._exemplars.counts
+        return dict(self._counts)
 
     @property
     def labels(self) -> Tensor:
@@ -215,7 +217,7 @@ class ExemplarMemory:
         device = exemplars.pixels.device
         kept = {label: images[: quotas[label]].to(device) for label, images in held.items()}
         # An update keeps the place of a key that is there: a returning class stays where it was.
-        self._exemplars = _join(kept | arriving)
+        self._keep(_join(kept | arriving))
 
     def shrink(
         self,
@@ -379,8 +381,13 @@ class ExemplarMemory:
         if stored is not None:
             quotas = budget.quotas(list(stored.counts), image_bytes=prod(_shape_of(stored)))
             if any(count > quotas[label] for label, count in stored.counts.items()):
-                self._exemplars = stored.prefix(quotas)
+                self._keep(stored.prefix(quotas))
         self._budget = budget
+
+    def _keep(self, exemplars: Exemplars) -> None:
+        self._exemplars = exemplars
+        # Counting waits for the device, which each draw from the memory would then do.
+        self._counts = exemplars.counts
 
     def _filled(self) -> Exemplars:
         if self._exemplars is None:
@@ -388,7 +395,11 @@ class ExemplarMemory:
         return self._exemplars
 
     def _normalise(self, images: Tensor) -> Tensor:
-        return images if self._normalization is None else self._normalization.apply(images)
+        if self._normalization is None:
+            return images
+        if self._scale is None or self._scale.mean.device != images.device:
+            self._scale = self._normalization.scale(images.device)
+        return self._scale.normalise(images)
 
     def _check_images(self, exemplars: Exemplars) -> None:
         shape = _shape_of(exemplars)

@@ -28,9 +28,9 @@ class Multisize:
         period: Outer iterations between two choices; published are 100, and 50 for ImageNet-10.
         per_class: Choose for each class by itself instead of for all together.
         proportional: Weigh the prefix's distance by its share of the images, which moves them at
-            the rate that :class:`~dc_replay.condense.PixelStep` gives to a set of that size. False
-            is the published weight of 1, for small rates: a prefix of one in ten images moves ten
-            times as fast as they do together.
+            the rate that :class:`~dc_replay.optimisation.PixelStep` gives to a set of that size.
+            False is the published weight of 1, for small rates: a prefix of one in ten images
+            moves ten times as fast as they do together.
 
     Raises:
         ArgumentError: If the period is no whole number of at least 1.

@@ -248,11 +248,16 @@ def set_precision(network: nn.Module, precision: Precision, device: torch.device
         device: Where the network will run.
 
     Raises:
-        ArgumentError: If the precision is unknown.
+        ArgumentError: If the precision is unknown, or the device lacks it.
     """
     if precision not in ("auto", "float32", "bfloat16"):
         raise ArgumentError(
             f"`precision` is {precision!r}, but must be 'auto', 'float32' or 'bfloat16'"
+        )
+    if precision == "bfloat16" and not has_bfloat16(device):
+        raise ArgumentError(
+            f"`precision` is 'bfloat16', which the device {str(device)!r} does not multiply "
+            f"natively; use 'auto', which takes float32 there"
         )
     lower = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
     for module in network.modules():

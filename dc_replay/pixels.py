@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,27 +56,53 @@ class Normalization:
         """How many channels the map is for."""
         return len(self.mean)
 
+    def scale(self, device: torch.device, dtype: torch.dtype = torch.float32) -> Scale:
+        """The map as tensors on a device."""
+        mean, std = (
+            torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return Scale(mean, std)
+
     def apply(self, images: Tensor) -> Tensor:
         """Normalise ``[0, 1]`` images of shape ``[batch, channels, height, width]``."""
-        mean, std = self._columns(images)
-        return (images - mean) / std
+        scale = self._scale(images)
+        return (images - scale.mean) / scale.std
 
     def invert(self, images: Tensor) -> Tensor:
         """Bring normalised images ``[batch, channels, height, width]`` back to ``[0, 1]``."""
-        mean, std = self._columns(images)
-        return images * std + mean
+        scale = self._scale(images)
+        return images * scale.std + scale.mean
 
-    def _columns(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _scale(self, images: Tensor) -> Scale:
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ArgumentError(
                 f"`images` has shape {list(images.shape)}, but this normalization is for "
                 f"[batch, {self.channels}, height, width]; pass one mean and std per channel"
             )
-        mean, std = (
-            torch.tensor(values, dtype=images.dtype, device=images.device).view(1, -1, 1, 1)
-            for values in (self.mean, self.std)
-        )
-        return mean, std
+        return self.scale(images.device, images.dtype)
+
+
+class Scale(NamedTuple):
+    """A :class:`Normalization` as tensors on a device, to hand to a compiled function.
+
+    Attributes:
+        mean: ``[1, channels, 1, 1]``.
+        std: Likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What a network sees of images ``[batch, channels, height, width]``.
+
+        Args:
+            images: uint8, or floating point in ``[0, 1]``.
+        """
+        if images.dtype == torch.uint8:
+            images = dequantise(images, self.mean.dtype)
+        return (images - self.mean) / self.std
 
 
 def quantise(images: Tensor) -> Tensor:

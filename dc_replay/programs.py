@@ -9,15 +9,45 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from dc_replay.augment import Augmentation
 from dc_replay.compilation import compiled
+from dc_replay.formation import Formation
+from dc_replay.matching import Launches, MatchFunction, for_several, match_function
 from dc_replay.networks import MatchingNetwork, NetworkFactory, Parameters, Precision
-from dc_replay.objectives import Matched, Objective, matching_step
+from dc_replay.objectives import Objective
 from dc_replay.randomness import isolated
-from dc_replay.terms import Terms
-from dc_replay.training import StepFunction, step_function
+from dc_replay.training import NetworkTraining, StepFunction
 
-MatchFunction = Callable[[Parameters, Tensor, Tensor, Tensor, Terms], Matched]
-"""What :func:`~dc_replay.objectives.matching_step` does with one network and objective."""
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides which functions a condensation repeats.
+
+    Attributes:
+        factory: Builds the matching network.
+        classes: Classes that it tells apart.
+        shape: Channels, height and width of its images.
+        device: Where it runs.
+        objective: What is matched; None if nothing is.
+        formation: How stored images become those that it sees.
+        augment: Augmentation of matched images.
+        training: How the network is trained.
+        precision: What its convolutions compute in.
+        compile: Whether to compile the functions.
+        classes_at_once: Classes in one call of the pixel step; None finds it.
+    """
+
+    factory: NetworkFactory
+    classes: int
+    shape: tuple[int, int, int]
+    device: torch.device
+    objective: Objective | None
+    formation: Formation
+    augment: Augmentation
+    training: NetworkTraining
+    precision: Precision
+    compile: bool
+    classes_at_once: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,73 +56,44 @@ class Programs:
 
     Attributes:
         network: The network as a function.
-        forward: Logits and features for weights and images.
+        forward: Logits and features for weights and normalised images.
         step: Gradients of the weights, see :func:`~dc_replay.training.step_function`.
-        match: See :func:`~dc_replay.objectives.matching_step`; None without an objective.
+        match: The pixel steps of all classes; None without an objective.
     """
 
     network: MatchingNetwork
     forward: Callable[[Parameters, Tensor], tuple[Tensor, Tensor]]
     step: StepFunction
-    match: MatchFunction | None
+    match: Launches | None
 
 
-def programs(
-    factory: NetworkFactory,
-    classes: int,
-    shape: tuple[int, int, int],
-    device: torch.device,
-    objective: Objective | None,
-    precision: Precision,
-    compile: bool,
-) -> Programs:
-    """Build, or find again, the functions for a network, images and an objective.
-
-    Args:
-        factory: Builds the network.
-        classes: Classes that it tells apart.
-        shape: Channels, height and width of its images.
-        device: Where it runs.
-        objective: What is matched.
-        precision: What its convolutions compute in.
-        compile: Whether to compile the functions.
-    """
-    arguments = (factory, classes, shape, device, objective, precision, compile)
+def programs(plan: Plan) -> Programs:
+    """Build the functions of a plan, or find them again."""
     try:
-        hash(arguments)
+        hash(plan)
     except TypeError:  # a factory or objective of the user's that has no hash is built each time
-        return _build(*arguments)
-    return _cached(*arguments)
+        return _build(plan)
+    return _cached(plan)
 
 
-def _build(
-    factory: NetworkFactory,
-    classes: int,
-    shape: tuple[int, int, int],
-    device: torch.device,
-    objective: Objective | None,
-    precision: Precision,
-    compile: bool,
-) -> Programs:
+def _build(plan: Plan) -> Programs:
     # Whether this is a cache hit must not show in what a seed gives, so no draw leaves here.
-    with isolated(Generator().manual_seed(0), device):
-        example = torch.zeros((1, *shape), device=device)
-        network = MatchingNetwork(factory, classes, example, precision=precision)
-    matching: MatchFunction | None = None
-    if objective is not None:
-        goal = objective
-
-        def matched(
-            parameters: Parameters, real: Tensor, synthetic: Tensor, label: Tensor, terms: Terms
-        ) -> Matched:
-            return matching_step(goal, network, parameters, real, synthetic, label, terms)
-
-        matching = compiled(matched, compile)
+    with isolated(Generator().manual_seed(0), plan.device):
+        example = torch.zeros((1, *plan.shape), device=plan.device)
+        network = MatchingNetwork(plan.factory, plan.classes, example, precision=plan.precision)
+    launches: Launches | None = None
+    if plan.objective is not None:
+        match: MatchFunction = match_function(network, plan.objective, plan.formation, plan.augment)
+        launches = Launches(
+            compiled(match, plan.compile),
+            compiled(for_several(match), plan.compile),
+            most=plan.classes_at_once,
+        )
     return Programs(
         network=network,
-        forward=compiled(network.__call__, compile),
-        step=compiled(step_function(network), compile),
-        match=matching,
+        forward=compiled(network.__call__, plan.compile),
+        step=compiled(plan.training.step_function(network), plan.compile),
+        match=launches,
     )
 
 

@@ -5,7 +5,9 @@ Every recipe takes ``factor`` (crops along each side of a stored image) and retu
 
 * ``network``: builds a matching network for a number of classes; a ConvNet of width 128 where None,
 * ``outer``: matching networks, one after the other,
-* ``inner``: pixel steps with each.
+* ``inner``: pixel steps with each,
+* ``seconds``: time to spend on an experience in place of ``outer``; see
+  :class:`~dc_replay.condense.Condenser`.
 
 The published counts of iterations were chosen for a GPU and hours. Where they are out of reach, the
 defaults here are fewer, and the docstring says so.
@@ -17,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from dc_replay.augment import Augmentation, Color, Crop, Cutout, Flip, Rotate, Scale
-from dc_replay.condense import Condenser, OnReal, OnSynthetic, PixelStep
+from dc_replay.condense import Condenser
 from dc_replay.errors import ArgumentError
 from dc_replay.formation import Formation
 from dc_replay.networks import NetworkFactory
@@ -27,6 +29,7 @@ from dc_replay.objectives import (
     GradientMatching,
     cosine_distance,
 )
+from dc_replay.optimisation import OnReal, OnSynthetic, PixelStep
 from dc_replay.sampling import Representative, Uniform
 from dc_replay.selection import (
     ClusterCentres,
@@ -108,6 +111,7 @@ def _dc_like(
     ipc: int,
     outer: int,
     inner: int | None,
+    seconds: float | None,
 ) -> Condenser:
     steps, epochs = _published_loops(ipc)
     return Condenser(
@@ -124,6 +128,7 @@ def _dc_like(
         pixels=PixelStep(lr=0.1, momentum=0.5, reference=None),
         outer=outer,
         inner=steps if inner is None else inner,
+        seconds=seconds,
     )
 
 
@@ -134,6 +139,7 @@ def dc(
     ipc: int = 20,
     outer: int = 1000,
     inner: int | None = None,
+    seconds: float | None = None,
 ) -> Condenser:
     """Dataset condensation with gradient matching (Zhao, Mopuri and Bilen, ICLR 2021).
 
@@ -141,7 +147,7 @@ def dc(
     epochs on the synthetic images after each: (1, 1) at 1 image per class, (10, 50) at 10,
     (20, 25) at 20 and (50, 10) at 50. ``outer=1000`` is the published number.
     """
-    return _dc_like("dc", Augmentation(), network, factor, ipc, outer, inner)
+    return _dc_like("dc", Augmentation(), network, factor, ipc, outer, inner, seconds)
 
 
 def dsa(
@@ -151,12 +157,13 @@ def dsa(
     ipc: int = 20,
     outer: int = 1000,
     inner: int | None = None,
+    seconds: float | None = None,
 ) -> Condenser:
     """DC with differentiable Siamese augmentation (Zhao and Bilen, ICML 2021).
 
     One of its six augmentations is drawn in each step. Arguments as for :func:`dc`.
     """
-    return _dc_like("dsa", _ONE_OF_SIX, network, factor, ipc, outer, inner)
+    return _dc_like("dsa", _ONE_OF_SIX, network, factor, ipc, outer, inner, seconds)
 
 
 def dm(
@@ -165,6 +172,7 @@ def dm(
     network: NetworkFactory | None = None,
     outer: int = 20_000,
     inner: int = 1,
+    seconds: float | None = None,
 ) -> Condenser:
     """Dataset condensation with distribution matching (Zhao and Bilen, WACV 2023).
 
@@ -182,6 +190,7 @@ def dm(
         most_decoded=4096,
         outer=outer,
         inner=inner,
+        seconds=seconds,
     )
 
 
@@ -191,6 +200,7 @@ def idc(
     network: NetworkFactory | None = None,
     outer: int = 60,
     inner: int = 100,
+    seconds: float | None = None,
 ) -> Condenser:
     """IDC: multi-formation and regularised gradient matching (Kim et al., ICML 2022).
 
@@ -205,6 +215,7 @@ def idc(
         update=OnReal(2000),
         outer=outer,
         inner=inner,
+        seconds=seconds,
     )
 
 
@@ -213,9 +224,12 @@ def idc_i(
     network: NetworkFactory | None = None,
     outer: int = 60,
     inner: int = 100,
+    seconds: float | None = None,
 ) -> Condenser:
     """IDC-I: IDC without multi-formation. Arguments as for :func:`idc`."""
-    return replace(idc(factor=1, network=network, outer=outer, inner=inner), name="idc_i")
+    return replace(
+        idc(factor=1, network=network, outer=outer, inner=inner, seconds=seconds), name="idc_i"
+    )
 
 
 def dream(
@@ -224,6 +238,7 @@ def dream(
     network: NetworkFactory | None = None,
     outer: int = 60,
     inner: int = 100,
+    seconds: float | None = None,
 ) -> Condenser:
     """DREAM: IDC that starts from and matches representative images (Liu et al., ICCV 2023).
 
@@ -240,6 +255,7 @@ def dream(
         update=OnReal(2000),
         outer=outer,
         inner=inner,
+        seconds=seconds,
     )
 
 
@@ -249,12 +265,13 @@ def dream_plus(
     network: NetworkFactory | None = None,
     outer: int = 60,
     inner: int = 100,
+    seconds: float | None = None,
 ) -> Condenser:
     """DREAM+: DREAM that matches gradients and mean features together (Liu et al., 2023).
 
     Published with ``outer=1200``; IDC's accuracy is claimed after 60.
     """
-    base = dream(factor=factor, network=network, outer=outer, inner=inner)
+    base = dream(factor=factor, network=network, outer=outer, inner=inner, seconds=seconds)
     return replace(base, name="dream_plus", objective=BidirectionalMatching())
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from dc_replay.errors import ArgumentError
-from dc_replay.sampling import RealImages, fill, nearest_to_centres
+from dc_replay.sampling import RealImages, fill, nearest_in_each
 
 
 class Learner(Protocol):
@@ -213,8 +213,8 @@ class ClusterCentres:
     ) -> list[Tensor]:
         """Choose positions; see :class:`Selection`."""
         learner.train(self.epochs)
-        chosen = []
-        for rows, count, features in zip(real.rows, counts, learner.features(), strict=True):
-            centres = nearest_to_centres(features, count, generator)
-            chosen.append(_complete(rows[centres], rows, count, generator))
-        return chosen
+        nearest = nearest_in_each(learner.features(), counts, generator)
+        return [
+            _complete(rows[index], rows, count, generator)
+            for rows, count, index in zip(real.rows, counts, nearest, strict=True)
+        ]

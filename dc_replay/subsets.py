@@ -25,14 +25,16 @@ class SubsetMatching:
 
     Attributes:
         parts: Parts of each class; 2 to 4 were found best.
-        weight: Factor on the sum of the parts' distances at the start. None was published.
+        weight: Factor on the sum of the parts' distances at the start. None was published; 3 is
+            what was best of 0.1, 0.3, 1, 3 and 10 for IDC at 10 images per class, on held-out
+            training images of 20 classes of CIFAR-100.
 
     Raises:
         ArgumentError: If there are not at least 2 parts, or the weight is negative.
     """
 
     parts: int = 2
-    weight: float = 1.0
+    weight: float = 3.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", whole("parts", self.parts))
@@ -44,9 +46,9 @@ class SubsetMatching:
         if not 0 <= self.weight < float("inf"):
             raise ArgumentError(f"`weight` is {self.weight}, but must be a number of at least 0")
 
-    def weight_at(self, step: int, steps: int) -> float:
-        """The factor in pixel step ``step`` of ``steps``, counted from 0."""
-        return self.weight * (1 - step / steps)
+    def weight_at(self, share: float) -> float:
+        """The factor when this share of the condensation is done, from 0 to 1."""
+        return self.weight * (1 - share)
 
     def divide(self, count: int, generator: Generator, device: torch.device) -> Tensor:
         """Put each of ``count`` images into a part, in sizes that differ by at most one.

@@ -4,28 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from dc_replay.augment import Augmentation, augmentation, cutmix
+from dc_replay.augment import Augmentation, CutMix, augmentation
 from dc_replay.networks import MatchingNetwork, Parameters
-from dc_replay.pixels import Normalization, dequantise
-
-StepFunction = Callable[[Parameters, Tensor, Tensor, Tensor, Tensor], Parameters]
-"""Gradients of the weights for normalised images, labels, partners' labels and the share kept."""
+from dc_replay.pixels import Scale
 
 
-def step_function(network: MatchingNetwork) -> StepFunction:
-    """The function that yields the weights' gradients of the (mixed) cross entropy."""
+class TrainingBatch(NamedTuple):
+    """What a training step is given, all of it on the network's device.
 
-    def gradients(
-        parameters: Parameters, images: Tensor, labels: Tensor, partners: Tensor, share: Tensor
-    ) -> Parameters:
+    Attributes:
+        images: ``[batch, channels, height, width]``, uint8 or floating point in ``[0, 1]``.
+        labels: int64 ``[batch]``.
+        partners: Whose rectangle CutMix pastes into each image, int64 ``[batch]``.
+        changes: The numbers of each image's augmentation, ``[batch, uniforms]``.
+        mix: The numbers of CutMix, ``[4]``.
+    """
+
+    images: Tensor
+    labels: Tensor
+    partners: Tensor
+    changes: Tensor
+    mix: Tensor
+
+
+StepFunction = Callable[[Parameters, Scale, TrainingBatch], Parameters]
+"""Gradients of the weights for a batch that is yet to be normalised, augmented and mixed."""
+
+
+def step_function(
+    network: MatchingNetwork, augment: Augmentation, cutmix: CutMix | None
+) -> StepFunction:
+    """The function that yields the weights' gradients of the (mixed) cross entropy.
+
+    Args:
+        network: The network as a function.
+        augment: Changes each image.
+        cutmix: Mixes the batch afterwards; None does not.
+    """
+
+    def gradients(parameters: Parameters, scale: Scale, batch: TrainingBatch) -> Parameters:
+        images = augment.apply(scale.normalise(batch.images), batch.changes)
+        share: Tensor | None = None
+        if cutmix is not None:
+            images, share = cutmix.apply(images, batch.partners, batch.mix)
+
         def loss(parameters: Parameters) -> Tensor:
             logits, _ = network(parameters, images)
-            own, other = F.cross_entropy(logits, labels), F.cross_entropy(logits, partners)
+            own = F.cross_entropy(logits, batch.labels)
+            if share is None:
+                return own
+            other = F.cross_entropy(logits, batch.labels[batch.partners])
             return share * own + (1 - share) * other
 
         result: Parameters = torch.func.grad(loss)(parameters)
@@ -63,6 +97,10 @@ class NetworkTraining:
             weight_decay=self.weight_decay,
         )
 
+    def step_function(self, network: MatchingNetwork) -> StepFunction:
+        """See :func:`step_function`."""
+        return step_function(network, self.augment, CutMix(self.cutmix) if self.cutmix else None)
+
     def train(
         self,
         step: StepFunction,
@@ -71,34 +109,41 @@ class NetworkTraining:
         images: Tensor,
         labels: Tensor,
         *,
-        normalization: Normalization,
+        scale: Scale,
         generator: Generator,
         limit: int | None = None,
     ) -> None:
         """Train on one shuffled pass, in whole batches where there is at least one.
 
         Args:
-            step: From :func:`step_function`, perhaps compiled.
+            step: From :meth:`step_function`, perhaps compiled.
             parameters: Weights, changed in place.
             optimizer: From :meth:`optimizer`, over these weights.
             images: ``[count, channels, height, width]``, uint8 or floating point in ``[0, 1]``.
             labels: int64 ``[count]``.
-            normalization: Applied before augmentation.
+            scale: What makes them the network's input.
             generator: Source of the order and all augmentation.
             limit: At most so many images.
         """
-        order = torch.randperm(len(images), generator=generator, device=generator.device)
-        order = order[:limit].to(images.device)
-        whole = max(len(order) // self.batch, 1) * self.batch
-        for index in order[:whole].split(self.batch):
-            batch = images[index]
-            if batch.dtype == torch.uint8:
-                batch = dequantise(batch)
-            batch = self.augment(normalization.apply(batch), generator)
-            batch, partners, share = cutmix(batch, generator, probability=self.cutmix)
-            own = labels[index]
-            gradients = step(parameters, batch, own, own[partners], share)
+        order = torch.randperm(len(images), generator=generator, device=generator.device)[:limit]
+        batches = max(len(order) // self.batch, 1)
+        order = order[: batches * self.batch].to(images.device)
+        size = -(-len(order) // batches)
+        # All numbers of the pass at once, so that a GPU is not made to wait for each.
+        draws = self._draw(generator, batches, size, images.device)
+        for index, partners, changes, mix in zip(order.split(size), *draws, strict=True):
+            batch = TrainingBatch(images[index], labels[index], partners, changes, mix)
+            gradients = step(parameters, scale, batch)
             for name, value in parameters.items():
                 value.grad = gradients[name].detach()
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+    def _draw(
+        self, generator: Generator, batches: int, size: int, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """For each batch the partners, and the numbers of augmentation and CutMix."""
+        chances = torch.rand((batches, size), generator=generator, device=generator.device)
+        changes = self.augment.draw(generator, batches * size).view(batches, size, -1)
+        mix = torch.rand((batches, CutMix.uniforms), generator=generator, device=generator.device)
+        return chances.argsort(dim=1).to(device), changes.to(device), mix.to(device)

@@ -7,13 +7,13 @@ from dc_replay.augment import (
     Augmentation,
     Color,
     Crop,
+    CutMix,
     Cutout,
     Flip,
     Rotate,
     Scale,
     augmentation,
     cutmix,
-    uniform,
 )
 from dc_replay.errors import ArgumentError
 
@@ -27,6 +27,10 @@ every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def numbers(operation, count, seed=0):
+    return torch.rand(count, operation.uniforms, generator=seeded(seed))
 
 
 def pictures(shape, dtype=torch.float64):
@@ -51,18 +55,16 @@ def sample(image, matrix):
     return result
 
 
-def slow_flip(operation, images, generator, draws):
-    drawn = torch.rand(draws, generator=generator).expand(len(images))
+def slow_flip(operation, images, drawn):
     return [
         image.flip(-1) if u < operation.probability else image
-        for image, u in zip(images, drawn, strict=True)
+        for image, (u,) in zip(images, drawn, strict=True)
     ]
 
 
-def slow_color(operation, images, generator, draws):
-    drawn = [torch.rand(draws, generator=generator).double().expand(len(images)) for _ in range(3)]
+def slow_color(operation, images, drawn):
     result = []
-    for image, added, saturated, contrasted in zip(images, *drawn, strict=True):
+    for image, (added, saturated, contrasted) in zip(images, drawn, strict=True):
         image = image + (added - 0.5)
         grey = image.mean(dim=0)
         if len(image) > 1:
@@ -71,11 +73,10 @@ def slow_color(operation, images, generator, draws):
     return result
 
 
-def slow_crop(operation, images, generator, draws):
+def slow_crop(operation, images, drawn):
     height, width = images.shape[-2:]
-    drawn = torch.rand(2, draws, generator=generator).expand(2, len(images))
     result = []
-    for image, u, v in zip(images, *drawn, strict=True):
+    for image, (u, v) in zip(images, drawn, strict=True):
         reach_y, reach_x = round(height * operation.ratio), round(width * operation.ratio)
         down = math.floor(u * (2 * reach_y + 1)) - reach_y
         right = math.floor(v * (2 * reach_x + 1)) - reach_x
@@ -88,31 +89,28 @@ def slow_crop(operation, images, generator, draws):
     return result
 
 
-def slow_scale(operation, images, generator, draws):
-    drawn = torch.rand(draws, 2, generator=generator).double().expand(len(images), 2)
+def slow_scale(operation, images, drawn):
     least, most = 1 / operation.ratio, operation.ratio
     return [
         sample(image, ((least + u * (most - least), 0), (0, least + v * (most - least))))
-        for image, (u, v) in zip(images, drawn.tolist(), strict=True)
+        for image, (u, v) in zip(images, drawn, strict=True)
     ]
 
 
-def slow_rotate(operation, images, generator, draws):
-    drawn = torch.rand(draws, generator=generator).double().expand(len(images))
+def slow_rotate(operation, images, drawn):
     result = []
-    for image, u in zip(images, drawn.tolist(), strict=True):
+    for image, (u,) in zip(images, drawn, strict=True):
         angle = math.radians((2 * u - 1) * operation.degrees)
         cosine, sine = math.cos(angle), math.sin(angle)
         result.append(sample(image, ((cosine, -sine), (sine, cosine))))
     return result
 
 
-def slow_cutout(operation, images, generator, draws):
+def slow_cutout(operation, images, drawn):
     height, width = images.shape[-2:]
-    drawn = torch.rand(2, draws, generator=generator).double().expand(2, len(images))
     high, wide = round(height * operation.ratio), round(width * operation.ratio)
     result = []
-    for image, u, v in zip(images, *drawn.tolist(), strict=True):
+    for image, (u, v) in zip(images, drawn, strict=True):
         # An even side is centred between pixels, so it has one more place to be.
         top = math.floor(u * (height + (high % 2 == 0))) - high // 2
         left = math.floor(v * (width + (wide % 2 == 0))) - wide // 2
@@ -130,10 +128,11 @@ SLOW = [slow_flip, slow_color, slow_crop, slow_scale, slow_rotate, slow_cutout]
 @pytest.mark.parametrize(("operation", "slow"), list(zip(OPERATIONS, SLOW, strict=True)), ids=NAMES)
 def test_each_operation_equals_its_formula_image_by_image(operation, slow, shared, shape, device):
     images = pictures(shape)
-    draws = 1 if shared else len(images)
     for seed in range(3):
-        expected = torch.stack(slow(operation, images, seeded(seed), draws))
-        result = operation(images.to(device), seeded(seed), draws)
+        drawn = numbers(operation, 1 if shared else len(images), seed)
+        each = drawn.double().expand(len(images), -1).tolist()
+        expected = torch.stack(slow(operation, images, each))
+        result = operation(images.to(device), drawn.to(device))
         torch.testing.assert_close(result.cpu(), expected, rtol=0, atol=1e-9)
 
 
@@ -141,7 +140,7 @@ def test_each_operation_equals_its_formula_image_by_image(operation, slow, share
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_shape_dtype_and_device_stay(operation, dtype, device):
     images = pictures((3, 3, 8, 6), dtype).to(device)
-    result = operation(images, seeded(), 3)
+    result = operation(images, numbers(operation, 3).to(device))
     assert result.shape == images.shape
     assert result.dtype == dtype and result.device == images.device
 
@@ -166,22 +165,50 @@ def test_one_shared_draw_changes_equal_images_alike_and_own_draws_do_not(operati
 
 @every_shape
 @pytest.mark.parametrize("names", [("color", "crop", "cutout"), NAMES], ids=["matching", "all"])
-def test_siamese_gives_both_batches_the_same_change(names, shape):
+def test_one_draw_gives_two_batches_the_same_change(names, shape):
     augment = augmentation(*names)
     images = pictures(shape)
     for seed in range(5):
-        first, second = augment.siamese(images, images[:2], seeded(seed))
-        assert torch.equal(first[:2], second)
-        assert first.shape == images.shape
-        both = augment(torch.cat([images, images[:2]]), seeded(seed), shared=True)
-        assert torch.equal(torch.cat([first, second]), both)
+        drawn = augment.draw(seeded(seed), 1)
+        first, second = augment.apply(images, drawn), augment.apply(images[:2], drawn)
+        torch.testing.assert_close(first[:2], second, rtol=0, atol=1e-12)
+        torch.testing.assert_close(first, augment(images, seeded(seed), shared=True))
+
+
+ONE_OF_SIX = Augmentation(one_of=tuple(OPERATIONS))
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["each", "shared"])
+@pytest.mark.parametrize(
+    "augment",
+    [augmentation("color", "crop", "cutout"), augmentation(*NAMES), ONE_OF_SIX],
+    ids=["matching", "all", "one-of-six"],
+)
+def test_numbers_drawn_before_give_what_drawing_at_once_gives(augment, shared, device):
+    images = pictures((4, 3, 8, 8)).to(device)
+    for seed in range(12):
+        drawn = augment.draw(seeded(seed), 1 if shared else len(images))
+        assert drawn.shape == (1 if shared else len(images), augment.uniforms)
+        expected = augment(images, seeded(seed), shared=shared)
+        assert torch.equal(augment.apply(images, drawn.to(device)), expected)
+
+
+@pytest.mark.parametrize("names", [("color", "crop", "cutout"), NAMES], ids=["matching", "all"])
+def test_many_batches_at_once_equal_one_after_the_other(names, device):
+    augment = augmentation(*names)
+    images = pictures((5, 4, 3, 8, 8)).to(device)
+    drawn = augment.draw(seeded(), 5).to(device)[:, None]
+    together = torch.func.vmap(augment.apply)(images, drawn)
+    apart = torch.stack([augment.apply(*pair) for pair in zip(images, drawn, strict=True)])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-12)
 
 
 @every_operation
 def test_a_seed_gives_one_result_and_another_seed_another(operation):
     images = pictures((6, 3, 8, 8))
-    assert torch.equal(operation(images, seeded(3), 6), operation(images, seeded(3), 6))
-    assert not torch.equal(operation(images, seeded(3), 6), operation(images, seeded(4), 6))
+    augment = Augmentation(always=(operation,))
+    assert torch.equal(augment(images, seeded(3)), augment(images, seeded(3)))
+    assert not torch.equal(augment(images, seeded(3)), augment(images, seeded(4)))
 
 
 def test_nothing_is_drawn_from_the_global_generator():
@@ -191,13 +218,6 @@ def test_nothing_is_drawn_from_the_global_generator():
         augmentation(*NAMES)(images, seeded(seed))
         cutmix(images, seeded(seed))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_uniform_follows_device_and_dtype(device):
-    like = torch.zeros(1, dtype=torch.float64, device=device)
-    drawn = uniform(seeded(), (2, 3), like)
-    assert drawn.shape == (2, 3) and drawn.dtype == like.dtype and drawn.device == like.device
-    assert torch.equal(drawn.cpu(), torch.rand(2, 3, generator=seeded()).double())
 
 
 @pytest.mark.parametrize(
@@ -214,41 +234,42 @@ def test_uniform_follows_device_and_dtype(device):
 @every_shape
 def test_a_strength_of_nothing_is_the_identity(operation, shape):
     images = pictures(shape)
-    torch.testing.assert_close(operation(images, seeded(), len(images)), images)
+    torch.testing.assert_close(operation(images, numbers(operation, len(images))), images)
 
 
 @every_shape
 def test_always_flipping_twice_is_the_identity(shape):
     images = pictures(shape)
-    once = Flip(1.0)(images, seeded(), len(images))
+    once = Flip(1.0)(images, numbers(Flip, 1))
     assert torch.equal(once, images.flip(-1))
-    assert torch.equal(Flip(1.0)(once, seeded(), len(images)), images)
+    assert torch.equal(Flip(1.0)(once, numbers(Flip, 1)), images)
 
 
 def test_about_half_the_images_are_flipped():
     images = pictures((1, 1, 2, 2)).expand(1000, 1, 2, 2)
-    flipped = (Flip()(images, seeded(), 1000) != images).flatten(1).any(dim=1)
+    flipped = (Flip()(images, numbers(Flip, 1000)) != images).flatten(1).any(dim=1)
     assert 440 < flipped.sum() < 560
 
 
 @every_shape
 def test_colour_keeps_the_mean_but_for_brightness(shape):
     images = pictures(shape)
-    changed = Color()(images, seeded(), len(images)) - images
-    added = torch.rand(len(images), generator=seeded()).double() - 0.5
+    drawn = numbers(Color, len(images))
+    changed = Color()(images, drawn) - images
+    added = drawn[:, 0].double() - 0.5
     torch.testing.assert_close(changed.mean(dim=(1, 2, 3)), added)
     assert not torch.allclose(changed, changed.mean(dim=(1, 2, 3), keepdim=True))
 
 
 def test_colour_leaves_the_saturation_of_grey_images_alone():
     grey = pictures((4, 1, 6, 6)).expand(4, 3, 6, 6)
-    changed = Color()(grey, seeded(), 4)
+    changed = Color()(grey, numbers(Color, 4))
     torch.testing.assert_close(changed, changed[:, :1].expand_as(changed))
 
 
 def test_crop_reaches_every_shift_and_fills_with_zeros():
     images = torch.arange(1.0, 65.0).view(1, 1, 8, 8).expand(400, 1, 8, 8)
-    result = Crop(0.25)(images, seeded(), 400)
+    result = Crop(0.25)(images, numbers(Crop, 400))
     top_left = {int(image[0, 4, 4]) for image in result}
     assert top_left == {8 * (4 + y) + 5 + x for y in range(-2, 3) for x in range(-2, 3)}
     assert {int((image == 0).sum()) for image in result} == {
@@ -256,42 +277,33 @@ def test_crop_reaches_every_shift_and_fills_with_zeros():
     }
 
 
-def test_crop_with_one_draw_equals_the_same_draw_for_each():
-    images = pictures((3, 2, 8, 6))
-
-    for seed in range(8):
-        shared = Crop(0.25)(images, seeded(seed), 1)
-        each = torch.cat([Crop(0.25)(image[None], seeded(seed), 1) for image in images])
-        assert torch.equal(shared, each)
-
-
 @pytest.mark.parametrize("turns", [1, 2, 3])
 @pytest.mark.parametrize("side", [6, 7])
 def test_rotation_by_a_right_angle_turns_a_square_image(turns, side):
     images = pictures((1, 2, side, side))
-    turn = 2 * float(torch.rand(1, generator=seeded()).double()) - 1
-    rotated = Rotate(90 * turns / turn)(images, seeded(), 1)
+    turn = 2 * float(numbers(Rotate, 1).double()) - 1
+    rotated = Rotate(90 * turns / turn)(images, numbers(Rotate, 1))
     torch.testing.assert_close(rotated, images.rot90(turns, dims=(-2, -1)), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(9, 5), (4, 11)])
 def test_rotation_by_half_a_turn_mirrors_an_image_that_is_not_square(height, width):
     images = pictures((1, 2, height, width))
-    turn = 2 * float(torch.rand(1, generator=seeded()).double()) - 1
-    rotated = Rotate(180 / turn)(images, seeded(), 1)
+    turn = 2 * float(numbers(Rotate, 1).double()) - 1
+    rotated = Rotate(180 / turn)(images, numbers(Rotate, 1))
     torch.testing.assert_close(rotated, images.flip(-1, -2), rtol=0, atol=1e-6)
 
 
 def test_scale_keeps_the_centre():
     images = pictures((8, 2, 7, 9))
-    scaled = Scale(1.2)(images, seeded(), 8)
+    scaled = Scale(1.2)(images, numbers(Scale, 8))
     torch.testing.assert_close(scaled[:, :, 3, 4], images[:, :, 3, 4])
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (6, 10), (7, 5)])
 def test_cutout_sets_a_rectangle_to_zero_and_nothing_else(height, width):
     images = torch.ones(300, 2, height, width)
-    cut = Cutout()(images, seeded(), 300)[:, 0] == 0
+    cut = Cutout()(images, numbers(Cutout, 300))[:, 0] == 0
     high, wide = round(height / 2), round(width / 2)
     for mask in cut:
         rows, columns = mask.any(dim=1), mask.any(dim=0)
@@ -305,18 +317,20 @@ def test_cutout_sets_a_rectangle_to_zero_and_nothing_else(height, width):
 
 
 class Note:
-    """An operation that notes its name and changes nothing."""
+    """An operation that notes its name and its numbers, and changes nothing."""
+
+    uniforms = 2
 
     def __init__(self, name, notes):
         self.name, self.notes = name, notes
 
-    def __call__(self, images, generator, draws):
-        self.notes.append((self.name, draws))
+    def __call__(self, images, drawn):
+        self.notes.append((self.name, drawn))
         return images
 
 
 def test_all_that_always_applies_does_and_one_of_the_others_is_drawn():
-    drawn = set()
+    picked = set()
     for seed in range(30):
         notes = []
         a, b, c, d, e = (Note(name, notes) for name in "abcde")
@@ -324,11 +338,15 @@ def test_all_that_always_applies_does_and_one_of_the_others_is_drawn():
         augment(torch.zeros(5, 1, 2, 2), seeded(seed))
         assert [name for name, _ in notes][:2] == ["a", "b"]
         assert [name for name, _ in notes][3:] == ["e"]
-        assert {draws for _, draws in notes} == {5}
-        drawn.add(notes[2][0])
+        picked.add(notes[2][0])
+        # Each has numbers of its own, whichever is picked, and none that pick.
+        drawn = torch.rand(5, augment.uniforms, generator=seeded(seed))
+        for name, found in notes:
+            first = 1 + 2 * "abcde".index(name)
+            assert torch.equal(found, drawn[:, first : first + 2])
         augment(torch.zeros(5, 1, 2, 2), seeded(seed), shared=True)
-        assert {draws for _, draws in notes[4:]} == {1}
-    assert drawn == {"c", "d"}
+        assert {len(found) for _, found in notes[4:]} == {1}
+    assert picked == {"c", "d"}
 
 
 def test_no_operations_are_the_identity():
@@ -392,3 +410,15 @@ def test_cutmix_loss_weights_follow_from_a_seed_and_the_images_get_gradients():
     first, second = (cutmix(images, seeded(2), probability=1.0) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert torch.autograd.gradcheck(lambda x: cutmix(x, seeded(2), probability=1.0)[0], (images,))
+
+
+def test_cutmix_by_numbers_drawn_before_gives_what_drawing_at_once_gives(device):
+    images = pictures((6, 3, 8, 8)).to(device)
+    for seed in range(10):
+        generator = seeded(seed)
+        drawn = torch.rand(CutMix.uniforms, generator=generator).to(device)
+        partners = torch.randperm(6, generator=generator).to(device)
+        mixed, share = CutMix(0.5).apply(images, partners, drawn)
+        expected, others, expected_share = cutmix(images, seeded(seed), probability=0.5)
+        assert torch.equal(mixed, expected) and torch.equal(others, partners)
+        assert share == expected_share

@@ -18,7 +18,7 @@ def real_images(counts, device="cpu"):
     return RealImages(images, targets, names, Normalization.identity(1))
 
 
-def compare(counts, real, *, most=128, each=4, subsets=None, multisize=None, steps=10, seed=0):
+def compare(counts, real, *, most=128, each=4, subsets=None, multisize=None, seed=0):
     return Comparison(
         real,
         counts,
@@ -26,7 +26,6 @@ def compare(counts, real, *, most=128, each=4, subsets=None, multisize=None, ste
         most_decoded=most,
         subsets=subsets,
         multisize=multisize,
-        steps=steps,
         generator=torch.Generator().manual_seed(seed),
     )
 
@@ -68,9 +67,9 @@ def test_with_prefixes_each_stored_image_is_drawn_and_counts_the_same():
 
 def test_parts_stay_the_same_and_their_weight_falls():
     real = real_images([8, 6])
-    comparison = compare([2, 1], real, subsets=SubsetMatching(2, 0.5), steps=4)
+    comparison = compare([2, 1], real, subsets=SubsetMatching(2, 0.5))
     rows = torch.tensor([8, 13, 9, 10, 11])
-    first, last = (comparison.terms(1, comparison.draw(1), rows, step) for step in (0, 3))
+    first, last = (comparison.terms(1, comparison.draw(1), rows, share) for share in (0, 0.75))
     assert first.weights.tolist() == pytest.approx([1, 0.5, 0.5])
     assert last.weights.tolist() == pytest.approx([1, 0.125, 0.125])
     torch.testing.assert_close(first.synthetic, last.synthetic)
@@ -78,7 +77,7 @@ def test_parts_stay_the_same_and_their_weight_falls():
     assert (first.synthetic > 0).sum(dim=1).tolist() == [2, 2]
     whole = first.real_mix[0] @ first.real
     torch.testing.assert_close(whole, torch.full((5,), 0.2))
-    again = compare([2, 1], real, subsets=SubsetMatching(2, 0.5), steps=4, seed=1)
+    again = compare([2, 1], real, subsets=SubsetMatching(2, 0.5), seed=1)
     different = [again.terms(1, again.draw(1), rows, 0).real, first.real]
     assert not torch.equal(*different)
 

@@ -4,13 +4,17 @@ import pytest
 import torch
 
 from dc_replay import compilation
-from dc_replay.compilation import STEPS_THAT_REPAY, compiled, wanted
+from dc_replay.augment import augmentation
+from dc_replay.compilation import SECONDS_THAT_REPAY, STEPS_THAT_REPAY, compiled, wanted
 from dc_replay.errors import ArgumentError
+from dc_replay.formation import Formation
+from dc_replay.matching import ClassBatch, match_function
 from dc_replay.networks import convnet_for
-from dc_replay.objectives import BidirectionalMatching, GradientMatching, matching_step
-from dc_replay.programs import _cached, programs
+from dc_replay.objectives import BidirectionalMatching, GradientMatching
+from dc_replay.pixels import Normalization
+from dc_replay.programs import Plan, _cached, programs
 from dc_replay.terms import Sides, with_parts, with_prefix
-from dc_replay.training import step_function
+from dc_replay.training import NetworkTraining, TrainingBatch
 
 SHAPE = (1, 8, 8)
 NETWORK = convnet_for(SHAPE, width=4)
@@ -26,6 +30,8 @@ def test_modes():
     assert not wanted(False, steps=10**9)
     assert not wanted("auto", steps=STEPS_THAT_REPAY - 1)
     assert wanted("auto", steps=STEPS_THAT_REPAY)
+    assert wanted("auto", seconds=SECONDS_THAT_REPAY)
+    assert not wanted("auto", seconds=SECONDS_THAT_REPAY - 1)
 
 
 @pytest.mark.parametrize("mode", ["yes", None, 2])
@@ -97,8 +103,51 @@ def test_a_function_that_itself_fails_raises_its_own_error(monkeypatch):
         compiled(broken, True)(torch.ones(1))
 
 
-def program(objective=None, *, classes=2, shape=SHAPE, precision="float32", compile=False):
-    return programs(NETWORK, classes, shape, CPU, objective, precision, compile)
+def test_a_device_that_is_full_is_no_fault_of_the_compiler(monkeypatch):
+    def full(values):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(compilation.torch, "compile", lambda function, **options: full)
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        compiled(double, True)(torch.ones(1))
+
+
+TRAINING = NetworkTraining(batch=6, cutmix=1.0)
+AUGMENT = augmentation("color", "crop", "cutout")
+SCALE = Normalization((0.4,), (0.3,)).scale("cpu")
+
+
+def program(objective=None, *, classes=2, precision="float32", compile=False):
+    return programs(
+        Plan(
+            factory=NETWORK,
+            classes=classes,
+            shape=SHAPE,
+            device=CPU,
+            objective=objective,
+            formation=Formation(2),
+            augment=AUGMENT,
+            training=TRAINING,
+            precision=precision,
+            compile=compile,
+        )
+    )
+
+
+def class_batch(generator, terms=None):
+    """Six real images and two stored ones, that is eight decoded ones."""
+    real = torch.randint(256, (6, *SHAPE), dtype=torch.uint8, generator=generator)
+    stored = torch.rand(2, *SHAPE, generator=generator)
+    if terms is None:
+        terms = Sides.even(8, 6, stored).whole()
+    return ClassBatch(real, stored, None, AUGMENT.draw(generator, 1), torch.tensor(1), terms)
+
+
+def terms_of_every_kind():
+    parts = with_parts(
+        Sides.even(8, 6, torch.ones(1)), torch.arange(8) % 2, torch.arange(6) % 2, 2, 0.5
+    )
+    return with_prefix(parts, torch.tensor([[0.25] * 4 + [0.0] * 4]), 1)
 
 
 def test_programs_are_built_once_for_equal_arguments():
@@ -106,7 +155,7 @@ def test_programs_are_built_once_for_equal_arguments():
     assert program(GradientMatching()) is first
     assert program(BidirectionalMatching()) is not first
     assert program(GradientMatching(), classes=3) is not first
-    assert program(GradientMatching(), precision="bfloat16") is not first
+    assert program(GradientMatching(), precision="auto") is not first
 
 
 def test_building_programs_draws_nothing():
@@ -117,26 +166,21 @@ def test_building_programs_draws_nothing():
 
 
 def test_programs_are_the_functions_of_the_network(generator):
-    images = torch.rand(4, *SHAPE, generator=generator)
-    labels, share = torch.tensor([0, 1, 1, 0]), torch.tensor(0.6)
     found = program(BidirectionalMatching())
     parameters = found.network.fresh()
-    label = torch.tensor(1)
-    for ours, theirs in zip(
-        found.match(parameters, images, images[:1], label, Sides.even(1, 4, images).whole()),
-        matching_step(
-            BidirectionalMatching(), found.network, parameters, images, images[:1], label
-        ),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs)
-    for ours, theirs in zip(
+    batch = class_batch(generator)
+    match = match_function(found.network, BidirectionalMatching(), Formation(2), AUGMENT)
+    (ours,) = found.match(parameters, SCALE, [batch])
+    for mine, theirs in zip(ours, match(parameters, SCALE, batch), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    images = torch.rand(4, *SHAPE, generator=generator)
+    for mine, theirs in zip(
         found.forward(parameters, images), found.network(parameters, images), strict=True
     ):
-        torch.testing.assert_close(ours, theirs)
-    arguments = (parameters, images, labels, labels.flip(0), share)
-    expected = step_function(found.network)(*arguments)
-    for name, value in found.step(*arguments).items():
+        torch.testing.assert_close(mine, theirs)
+    batch = training_batch(generator)
+    expected = TRAINING.step_function(found.network)(parameters, SCALE, batch)
+    for name, value in found.step(parameters, SCALE, batch).items():
         torch.testing.assert_close(value, expected[name])
 
 
@@ -145,33 +189,55 @@ def test_without_an_objective_there_is_nothing_to_match():
 
 
 def test_a_matching_step_is_one_graph(generator):
-    real, synthetic = torch.rand(2, 6, *SHAPE, generator=generator).unbind()
     network = program(BidirectionalMatching()).network
-    parameters, sides = network.fresh(), Sides.even(2, 6, real)
-    objective, label = BidirectionalMatching(), torch.tensor(1)
-
-    def step(terms):
-        return matching_step(objective, network, parameters, real, synthetic[:2], label, terms)
-
-    whole = torch.compile(step, backend="eager", fullgraph=True, dynamic=False)
-    parts = with_parts(sides, torch.arange(2), torch.arange(6) % 2, 2, 0.5)
-    terms = with_prefix(parts, torch.tensor([[1.0, 0.0]]), 1)
-    for ours, theirs in zip(whole(terms), step(terms), strict=True):
+    parameters = network.fresh()
+    match = match_function(network, BidirectionalMatching(), Formation(2), AUGMENT)
+    whole = torch.compile(match, backend="eager", fullgraph=True, dynamic=False)
+    terms = terms_of_every_kind()
+    batch = class_batch(generator, terms)
+    for ours, theirs in zip(
+        whole(parameters, SCALE, batch), match(parameters, SCALE, batch), strict=True
+    ):
         torch.testing.assert_close(ours, theirs)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        whole(terms._replace(weights=terms.weights / 2))
+        whole(parameters, SCALE, batch._replace(terms=terms._replace(weights=terms.weights / 2)))
+
+
+def training_batch(generator):
+    return TrainingBatch(
+        images=torch.randint(256, (6, *SHAPE), dtype=torch.uint8, generator=generator),
+        labels=torch.tensor([0, 1, 1, 0, 1, 0]),
+        partners=torch.randperm(6, generator=generator),
+        changes=TRAINING.augment.draw(generator, 6),
+        mix=torch.rand(4, generator=generator),
+    )
+
+
+def test_a_training_step_is_one_graph(generator):
+    network = program().network
+    parameters, batch = network.fresh(), training_batch(generator)
+    step = TRAINING.step_function(network)
+    whole = torch.compile(step, backend="eager", fullgraph=True, dynamic=False)
+    expected = step(parameters, SCALE, batch)
+    for name, value in whole(parameters, SCALE, batch).items():
+        torch.testing.assert_close(value, expected[name])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        whole(parameters, SCALE, training_batch(generator))
 
 
 @pytest.mark.slow
 def test_compiled_programs_yield_what_uncompiled_ones_do(generator):
-    real, synthetic = torch.rand(2, 6, *SHAPE, generator=generator).unbind()
     plain, fast = (program(BidirectionalMatching(), compile=mode) for mode in (False, True))
     parameters = plain.network.fresh()
-    sides = Sides.even(2, 6, real)
-    parts = with_parts(sides, torch.arange(2), torch.arange(6) % 2, 2, 0.5)
-    for terms in (sides.whole(), with_prefix(parts, torch.tensor([[1.0, 0.0]]), 1)) * 2:
-        arguments = (parameters, real, synthetic[:2], torch.tensor(1), terms)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # no compiler is no error
-            for ours, theirs in zip(fast.match(*arguments), plain.match(*arguments), strict=True):
-                torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # no compiler is no error
+        for terms in (None, terms_of_every_kind()) * 2:
+            batch = class_batch(generator, terms)
+            (ours,) = fast.match(parameters, SCALE, [batch])
+            (theirs,) = plain.match(parameters, SCALE, [batch])
+            for first, second in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
+        batch = training_batch(generator)
+        expected = plain.step(parameters, SCALE, batch)
+        for name, value in fast.step(parameters, SCALE, batch).items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dc_replay import recipes
+from dc_replay import networks, pace, recipes
 from dc_replay.apprentice import Apprentice
 from dc_replay.augment import Augmentation
-from dc_replay.condense import Condensed, Condenser, OnReal, OnSynthetic, PixelStep
+from dc_replay.condense import Condensed, Condenser
 from dc_replay.errors import ArgumentError, DCReplayError
 from dc_replay.formation import Formation
 from dc_replay.multisize import Multisize, PrefixChoice
@@ -23,8 +23,9 @@ from dc_replay.objectives import (
     cosine_distance,
     matching_step,
 )
+from dc_replay.optimisation import OnReal, OnSynthetic, PixelStep
 from dc_replay.pixels import Normalization, dequantise, quantise
-from dc_replay.programs import _cached, programs
+from dc_replay.programs import Plan, _cached, programs
 from dc_replay.sampling import RealImages, Representative, Uniform
 from dc_replay.selection import RandomImages
 from dc_replay.subsets import SubsetMatching
@@ -58,7 +59,7 @@ def small(name="dream_plus", *, shape=(3, 8, 8), outer=1, inner=2, **parts):
     options = {"network": network(shape)}
     if "factor" in parts:
         options["factor"] = parts.pop("factor")
-    condenser = recipes.RECIPES[name](**options)
+    condenser = replace(recipes.RECIPES[name](**options), precision="float32")
     if condenser.objective is not None:
         condenser = replace(condenser, outer=outer, inner=inner)
     if isinstance(condenser.sampler, Representative):
@@ -425,6 +426,7 @@ def test_outer_iterations_equal_a_loop_written_by_hand(factor, method, monkeypat
         pixels=step,
         outer=outer,
         inner=3,
+        precision="float32",
         **options,
     )
     condensed = run(
@@ -653,8 +655,22 @@ def test_forgetting_is_counted_between_epochs():
         said = torch.where(right[len(passes) - 1, rows], labels[rows], 1 - labels[rows])
         return F.one_hot(said, 2).float(), None
 
+    functions = programs(
+        Plan(
+            factory=network(),
+            classes=2,
+            shape=(3, 8, 8),
+            device=CPU,
+            objective=None,
+            formation=Formation(1),
+            augment=Augmentation(),
+            training=NetworkTraining(),
+            precision="float32",
+            compile=False,
+        )
+    )
     apprentice = Apprentice(
-        replace(programs(network(), 2, (3, 8, 8), CPU, None, "float32", False), forward=forward),
+        replace(functions, forward=forward),
         training=NetworkTraining(),
         formation=Formation(1),
         real=real,
@@ -715,12 +731,91 @@ def test_a_progress_bar_is_shown_where_it_is_wanted(capfd):
     assert "idc" in capfd.readouterr().err
 
 
-def test_bfloat16_convolutions_give_nearly_the_same():
+@pytest.mark.parametrize("added", ["plain", "both"])
+@pytest.mark.parametrize("name", ["dsa", "dm", "idc", "dream_plus"])
+def test_several_classes_at_once_give_what_one_after_the_other_gives(name, added, device):
+    images, labels = toy((12, 12, 12, 12, 9), device=device)
+    condenser = small(name, outer=3, most_decoded=9, **METHODS[added][0])
+    if condenser.multisize is not None:
+        condenser = replace(condenser, multisize=Multisize(period=1, per_class=True))
+    quotas = {0: 2, 1: 3, 2: 2, 3: 2, 4: 3}  # of two sizes, one above most_decoded at factor 2
+    alone, pairs, all_of_them = (
+        run(replace(condenser, classes_at_once=most), images, labels, quotas=quotas)
+        for most in (1, 2, 5)
+    )
+    for together in (pairs, all_of_them):
+        assert together.history["distance"] == pytest.approx(alone.history["distance"], rel=1e-3)
+        assert together.history.get("prefix_sizes") == alone.history.get("prefix_sizes")
+        difference = together.exemplars.pixels.int() - alone.exemplars.pixels.int()
+        assert difference.abs().max() <= 1
+
+
+class Clock:
+    """Passes a second whenever it is read."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        self.now += 1
+        return self.now
+
+
+def test_a_time_budget_takes_the_place_of_the_outer_iterations(monkeypatch):
+    images, labels = toy()
+    monkeypatch.setattr(pace, "time", Clock())
+    warm_ups = []
+    condenser = replace(small("idc", outer=1, inner=4), seconds=10.5, update=Recorder(warm_ups))
+    found = run(condenser, images, labels)
+    # Each iteration takes a second: ten are done, with three networks.
+    assert found.iterations == len(found.history["distance"]) == len(warm_ups) == 10
+    assert run(replace(condenser, seconds=0.1), images, labels).iterations == 1
+
+
+def test_settings_that_fall_do_so_by_the_time_that_is_spent(monkeypatch):
+    monkeypatch.setattr(pace, "time", Clock())
+    rates, weights = [], []
+    set_rate, weight_at = PixelStep.set_rate, SubsetMatching.weight_at
+
+    def noted_rate(self, optimizer, share):
+        set_rate(self, optimizer, share)
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    def noted_weight(self, share):
+        weights.append(weight_at(self, share))
+        return weights[-1]
+
+    monkeypatch.setattr(PixelStep, "set_rate", noted_rate)
+    monkeypatch.setattr(SubsetMatching, "weight_at", noted_weight)
+    condenser = replace(
+        small("idc", inner=2),
+        seconds=4,
+        pixels=PixelStep(lr=0.4, reference=None, final=0.0),
+        subsets=SubsetMatching(2, 1.0),
+    )
+    run(condenser, *toy((6,)))
+    assert rates == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    assert weights == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
+def test_a_bar_over_seconds_is_shown(capfd):
+    images, labels = toy((4, 4))
+    run(replace(small("idc"), seconds=0.3), images, labels, progress=True)
+    assert "idc" in (shown := capfd.readouterr().err) and " s" in shown
+
+
+def test_bfloat16_convolutions_give_nearly_the_same(monkeypatch):
+    monkeypatch.setattr(networks, "has_bfloat16", lambda device: True)
+    _cached.cache_clear()
     images, labels = toy()
     exact = run(small("idc"), images, labels)
     lower = run(small("idc", precision="bfloat16"), images, labels)
     assert lower.history["distance"] == pytest.approx(exact.history["distance"], rel=0.1)
     assert lower.history != exact.history
+    assert run(small("idc", precision="auto"), images, labels).history == lower.history
+    monkeypatch.setattr(networks, "has_bfloat16", lambda device: False)
+    _cached.cache_clear()
+    assert run(small("idc", precision="auto"), images, labels).history == exact.history
 
 
 def test_a_rate_that_leaves_the_range_of_numbers_is_an_error():
@@ -774,6 +869,10 @@ def test_unusable_data_are_refused(changed, message):
         ({"inner": -1}, "`inner` is -1, but must be at least 1"),
         ({"most_decoded": 0}, "`most_decoded` is 0, but must be at least 1"),
         ({"warm_up": -1}, "`warm_up` is -1, but must be at least 0"),
+        ({"classes_at_once": 0}, "`classes_at_once` is 0; pass a whole number of at least 1"),
+        ({"seconds": 0}, "`seconds` is 0, but a time budget must be above 0"),
+        ({"seconds": math.nan}, "`seconds` is nan, but a time budget must be above 0"),
+        ({"seconds": math.inf}, "`seconds` is inf, but a time budget must be above 0"),
     ],
 )
 def test_unusable_numbers_are_refused(parts, message):

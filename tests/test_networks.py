@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
+from dc_replay import networks
 from dc_replay.errors import ArgumentError
 from dc_replay.networks import (
     ConvNet,
@@ -331,6 +332,13 @@ def test_unusable_networks_are_refused(factory, message):
         MatchingNetwork(factory, 3, images())
 
 
+@pytest.fixture
+def lowering(monkeypatch):
+    """A device that counts as one with bfloat16, whatever this machine has."""
+    monkeypatch.setattr(networks, "has_bfloat16", lambda device: True)
+
+
+@pytest.mark.usefixtures("lowering")
 def test_bfloat16_is_close_to_float32_and_can_be_undone(device):
     batch = images(4, 3, 16, 16).to(device)
     network = ConvNet(5, size=(16, 16), width=16, depth=2).to(device)
@@ -355,6 +363,7 @@ def test_auto_precision_follows_the_hardware(device):
     assert not has_bfloat16(torch.device("meta"))
 
 
+@pytest.mark.usefixtures("lowering")
 def test_only_plain_zero_padded_convolutions_are_lowered():
     network = nn.Sequential(
         nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), nn.Conv2d(3, 2, 3, bias=False)
@@ -367,6 +376,7 @@ def test_only_plain_zero_padded_convolutions_are_lowered():
     assert [type(module) for module in network] == kinds
 
 
+@pytest.mark.usefixtures("lowering")
 def test_matching_networks_take_a_precision():
     batch = images()
 
@@ -384,6 +394,12 @@ def test_matching_networks_take_a_precision():
     first, second = exact(parameters, batch)[0], lower(parameters, batch)[0]
     assert not torch.equal(first, second)
     torch.testing.assert_close(first, second, rtol=0, atol=0.05 * float(first.abs().max()))
+
+
+def test_a_precision_that_the_device_lacks_is_refused(monkeypatch):
+    monkeypatch.setattr(networks, "has_bfloat16", lambda device: False)
+    with pytest.raises(ArgumentError, match="`precision` is 'bfloat16', which the device 'cpu'"):
+        set_precision(nn.Identity(), "bfloat16", torch.device("cpu"))
 
 
 def test_an_unknown_precision_is_refused():

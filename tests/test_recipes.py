@@ -4,7 +4,6 @@ import pytest
 
 from dc_replay import recipes
 from dc_replay.augment import Augmentation, Color, Crop, Cutout, Flip, Rotate, Scale, augmentation
-from dc_replay.condense import OnReal, OnSynthetic, PixelStep
 from dc_replay.errors import ArgumentError
 from dc_replay.formation import Formation
 from dc_replay.networks import convnet_for
@@ -15,6 +14,7 @@ from dc_replay.objectives import (
     cosine_distance,
     squared_error,
 )
+from dc_replay.optimisation import OnReal, OnSynthetic, PixelStep
 from dc_replay.recipes import RECIPES, recipe
 from dc_replay.sampling import Representative, Uniform
 from dc_replay.selection import ClusterCentres, Forgetting, Herding, KCenter, RandomImages
@@ -165,6 +165,7 @@ def test_every_recipe_takes_its_arguments_by_name_alone(name):
     if name in OPTIMISING:
         changed = build(outer=5, inner=7)
         assert (changed.outer, changed.inner) == (5, 7)
+        assert changed.seconds is None and build(seconds=30).seconds == 30
     assert build.__doc__
 
 
@@ -187,3 +188,5 @@ def test_unusable_arguments_are_refused(name):
             RECIPES[name](outer=0)
         with pytest.raises(ArgumentError, match="`inner` is 0"):
             RECIPES[name](inner=0)
+        with pytest.raises(ArgumentError, match="`seconds` is -1"):
+            RECIPES[name](seconds=-1)

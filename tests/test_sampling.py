@@ -4,7 +4,14 @@ import torch
 
 from dc_replay.errors import ArgumentError
 from dc_replay.pixels import Normalization, dequantise
-from dc_replay.sampling import RealImages, Representative, Uniform, fill, nearest_to_centres
+from dc_replay.sampling import (
+    RealImages,
+    Representative,
+    Uniform,
+    fill,
+    nearest_in_each,
+    nearest_to_centres,
+)
 
 
 def seeded(seed=0):
@@ -132,13 +139,10 @@ def test_representative_draws_distinct_images_of_the_class_and_fills(device):
 
 def test_representative_chooses_what_is_nearest_to_the_centres():
     real = real_images([20, 15])
-    generator = seeded(3)
-    expected = [
-        rows[nearest_to_centres(features, 5, generator)]
-        for rows, features in zip(real.rows, real.features_by_class(flat), strict=True)
-    ]
+    expected = nearest_in_each(real.features_by_class(flat), [5, 5], seeded(3))
     drawn = Representative(5).draw(real, None, 0, flat, seeded(3))
-    assert all(map(torch.equal, drawn, expected))
+    for rows, index, found in zip(real.rows, expected, drawn, strict=True):
+        assert torch.equal(rows[index], found)
 
 
 def slow_nearest(features, member, clusters):
@@ -160,17 +164,32 @@ def test_nearest_to_centres_equals_a_loop_over_the_same_clusters(
 ):
     members = []
 
-    class Recorded(fast_pytorch_kmeans.KMeans):
+    class Recorded(fast_pytorch_kmeans.MultiKMeans):
         def fit_predict(self, *arguments, **keywords):
             members.append(super().fit_predict(*arguments, **keywords))
             return members[-1]
 
-    monkeypatch.setattr(fast_pytorch_kmeans, "KMeans", Recorded)
-    features = torch.randn(count, 4, dtype=torch.float64, generator=seeded(seed))
-    found = nearest_to_centres(features, clusters, seeded(seed))
-    assert found.tolist() == slow_nearest(features, members[0].tolist(), clusters)
-    assert len(set(found.tolist())) == len(found) <= clusters
-    assert found.dtype == torch.int64
+    monkeypatch.setattr(fast_pytorch_kmeans, "MultiKMeans", Recorded)
+    sets = torch.randn(2, count, 4, dtype=torch.float64, generator=seeded(seed))
+    for features, found, member in zip(
+        sets, nearest_in_each(sets, [clusters] * 2, seeded(seed)), members[0], strict=True
+    ):
+        assert found.tolist() == slow_nearest(features, member.tolist(), clusters)
+        assert len(set(found.tolist())) == len(found) <= clusters
+        assert found.dtype == torch.int64
+
+
+def test_classes_of_one_size_are_clustered_together_and_others_apart(device):
+    counts, clusters = [12, 9, 12, 3, 12], [4, 4, 4, 4, 2]
+    features = [torch.randn(n, 3, generator=seeded(n)).to(device) for n in counts]
+    found = nearest_in_each(features, clusters, seeded())
+    # Each start is drawn for its group: first those of 12 images and 4 clusters.
+    generator = seeded()
+    first, third = (nearest_to_centres(features[n], 4, generator) for n in (0, 2))
+    assert torch.equal(found[0], first) and torch.equal(found[2], third)
+    assert torch.equal(found[1], nearest_to_centres(features[1], 4, generator))
+    assert found[3].tolist() == [0, 1, 2]
+    assert torch.equal(found[4], nearest_to_centres(features[4], 2, generator))
 
 
 def test_well_separated_clusters_are_found(device):

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dc_replay.augment import Augmentation, augmentation, cutmix
+from dc_replay.augment import Augmentation, CutMix, augmentation
 from dc_replay.networks import ConvNet, MatchingNetwork
 from dc_replay.pixels import Normalization, dequantise
-from dc_replay.training import NetworkTraining, step_function
+from dc_replay.training import NetworkTraining, TrainingBatch, step_function
 
 CLASSES = 3
 NORMALIZATION = Normalization((0.3, 0.5), (0.2, 0.4))
@@ -15,6 +15,10 @@ NORMALIZATION = Normalization((0.3, 0.5), (0.2, 0.4))
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def scale(images):
+    return NORMALIZATION.scale(images.device, images.dtype)
 
 
 def build(classes):
@@ -35,15 +39,22 @@ def data(device):
 
 def test_the_step_is_the_gradient_of_the_mixed_cross_entropy(network, data):
     images, labels = data
-    partners = labels.flip(0)
-    share = torch.tensor(0.7, dtype=torch.float64, device=images.device)
+    partners = torch.arange(len(images), device=images.device).flip(0)
+    augment, mix = augmentation("color", "crop"), CutMix(1.0)
+    changes = augment.draw(seeded(1), len(images)).to(images.device)
+    numbers = torch.tensor([0.3, 0.4, 0.6, 0.5]).to(images.device)
+    batch = TrainingBatch(images, labels, partners, changes, numbers)
     parameters = network.fresh()
-    found = step_function(network)(parameters, images, labels, partners, share)
+    found = step_function(network, augment, mix)(parameters, scale(images), batch)
 
     module = build(CLASSES).to(images.device)
     module.load_state_dict(parameters)
-    logits = module(images)
-    loss = 0.7 * F.cross_entropy(logits, labels) + 0.3 * F.cross_entropy(logits, partners)
+    seen = augment.apply(NORMALIZATION.apply(images), changes)
+    seen, share = mix.apply(seen, partners, numbers)
+    assert 0.2 < share < 0.9
+    logits = module(seen)
+    loss = share * F.cross_entropy(logits, labels)
+    loss = loss + (1 - share) * F.cross_entropy(logits, labels[partners])
     loss.backward()
     assert set(found) == set(parameters)
     for name, parameter in module.named_parameters():
@@ -64,10 +75,17 @@ def slow_training(training, parameters, images, labels, seed, limit, passes):
     for _ in range(passes):
         order = torch.randperm(len(images), generator=generator)[:limit]
         steps = max(1, len(order) // training.batch)
+        size = min(training.batch, len(order))
+        chances = torch.rand(steps, size, generator=generator)
+        changes = training.augment.draw(generator, steps * size)
+        mixes = torch.rand(steps, 4, generator=generator)
         for step in range(steps):
-            index = order[step * training.batch : (step + 1) * training.batch]
-            batch = training.augment(NORMALIZATION.apply(images[index]), generator)
-            batch, partners, share = cutmix(batch, generator, probability=training.cutmix)
+            index = order[step * size : (step + 1) * size]
+            change = changes[step * size : (step + 1) * size].to(images.device)
+            batch = training.augment.apply(NORMALIZATION.apply(images[index]), change)
+            partners = torch.tensor(sorted(range(size), key=chances[step].tolist().__getitem__))
+            mix = CutMix(training.cutmix)
+            batch, share = mix.apply(batch, partners, mixes[step].to(images.device))
             own = labels[index]
             optimizer.zero_grad()
             logits = module(batch)
@@ -95,12 +113,12 @@ def test_training_equals_an_ordinary_loop(training, limit, network, data):
     optimizer, generator = training.optimizer(parameters), seeded(4)
     for _ in range(3):
         training.train(
-            step_function(network),
+            training.step_function(network),
             parameters,
             optimizer,
             images,
             labels,
-            normalization=NORMALIZATION,
+            scale=scale(images),
             generator=generator,
             limit=limit,
         )
@@ -125,8 +143,10 @@ def test_training_equals_an_ordinary_loop(training, limit, network, data):
 def test_batches_are_whole_where_there_is_one(count, batch, limit, sizes):
     seen = []
 
-    def step(parameters, images, labels, partners, share):
-        seen.append(labels.tolist())
+    def step(parameters, scale, batch):
+        seen.append(batch.labels.tolist())
+        assert {len(part) for part in batch[:4]} == {len(batch.labels)}
+        assert batch.partners.sort().values.equal(torch.arange(len(batch.labels)))
         return {name: torch.zeros_like(value) for name, value in parameters.items()}
 
     parameters = {"weight": torch.ones(2)}
@@ -137,7 +157,7 @@ def test_batches_are_whole_where_there_is_one(count, batch, limit, sizes):
         training.optimizer(parameters),
         torch.zeros(count, 2, 8, 8),
         torch.arange(count),
-        normalization=NORMALIZATION,
+        scale=NORMALIZATION.scale("cpu"),
         generator=seeded(),
         limit=limit,
     )
@@ -146,25 +166,24 @@ def test_batches_are_whole_where_there_is_one(count, batch, limit, sizes):
     assert len(set(flat)) == len(flat)  # no image twice in a pass
 
 
-def test_bytes_and_floats_train_alike():
+def test_bytes_and_floats_train_alike(network):
     pixels = torch.randint(256, (6, 2, 8, 8), dtype=torch.uint8, generator=seeded())
-    seen = []
-
-    def step(parameters, images, labels, partners, share):
-        seen.append(images)
-        return {}
-
-    for images in (pixels, dequantise(pixels)):
-        NetworkTraining(batch=6).train(
-            step,
-            {},
-            torch.optim.SGD([torch.zeros(1)], lr=0.1),
-            images,
-            torch.zeros(6, dtype=torch.int64),
-            normalization=NORMALIZATION,
+    before, trained = network.fresh(), []
+    for images in (pixels, dequantise(pixels, torch.float64)):
+        parameters = copy.deepcopy(before)
+        training = NetworkTraining(batch=6, lr=0.1)
+        training.train(
+            training.step_function(network),
+            parameters,
+            training.optimizer(parameters),
+            images.to(network.device),
+            torch.zeros(6, dtype=torch.int64, device=network.device),
+            scale=NORMALIZATION.scale(network.device, torch.float64),
             generator=seeded(),
         )
-    assert torch.equal(*seen)
+        trained.append(parameters)
+    for name, value in trained[0].items():
+        assert torch.equal(value, trained[1][name]) and not torch.equal(value, before[name])
 
 
 def test_the_defaults_are_the_published_settings():
@@ -197,12 +216,12 @@ def test_it_learns():
     optimizer, generator = training.optimizer(parameters), seeded()
     for _ in range(5):
         training.train(
-            step_function(network),
+            training.step_function(network),
             parameters,
             optimizer,
             images,
             labels,
-            normalization=NORMALIZATION,
+            scale=scale(images),
             generator=generator,
         )
     logits, _ = network(parameters, NORMALIZATION.apply(images))

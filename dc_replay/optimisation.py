@@ -1,0 +1,228 @@
+"""The one optimisation loop: pixels move, and the network that they are matched in learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dc_replay.apprentice import Apprentice
+from dc_replay.augment import Augmentation
+from dc_replay.comparison import Comparison
+from dc_replay.errors import ArgumentError, DCReplayError
+from dc_replay.matching import ClassBatch, Launches
+from dc_replay.pace import Pace
+from dc_replay.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class PixelStep:
+    """How pixels move: SGD in ``[0, 1]`` image space.
+
+    Attributes:
+        lr: Learning rate.
+        momentum: Momentum.
+        reference: The number of stored images per class that ``lr`` is for; a class with more gets
+            a rate in proportion, because each image then has a smaller share in the mean. None
+            uses ``lr`` as it is.
+        final: The share of the rate that is left at the end of the condensation, to which it falls
+            linearly. The published methods keep the rate, 1; where steps are few, large ones that
+            die away reach further than equal ones.
+    """
+
+    lr: float = 5e-3
+    momentum: float = 0.5
+    reference: int | None = 10
+    final: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ArgumentError(f"`lr` is {self.lr}, but the pixels' learning rate must be above 0")
+        if self.reference is not None and self.reference < 1:
+            raise ArgumentError(
+                f"`reference` is {self.reference}, but must be at least 1 image per class, or None "
+                f"to use `lr` as it is"
+            )
+        if not 0 <= self.final <= 1:
+            raise ArgumentError(
+                f"`final` is {self.final}, but must be between 0, to let the rate die away, and 1, "
+                f"to keep it"
+            )
+
+    def optimizer(self, pixels: list[Tensor]) -> torch.optim.SGD:
+        """An optimiser over the stored images of each class."""
+        rates = [self.lr * (len(p) / self.reference if self.reference else 1) for p in pixels]
+        groups = [
+            {"params": [p], "lr": rate, "initial_lr": rate}
+            for p, rate in zip(pixels, rates, strict=True)
+        ]
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
+
+    def set_rate(self, optimizer: torch.optim.Optimizer, share: float) -> None:
+        """Let the rate fall to where it is when this share of the condensation is done."""
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * (1 + (self.final - 1) * share)
+
+
+class NetworkUpdate(Protocol):
+    """What the matching network learns between two pixel steps."""
+
+    def __call__(self, apprentice: Apprentice, pixels: list[Tensor]) -> None:
+        """Train the apprentice, given the stored images of each class in ``[0, 1]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnReal:
+    """Train on real images, as IDC does: gradients then do not vanish.
+
+    Attributes:
+        images: Images in an inner iteration.
+    """
+
+    images: int = 2000
+
+    def __call__(self, apprentice: Apprentice, pixels: list[Tensor]) -> None:
+        """Train the apprentice."""
+        apprentice.train_on_real(limit=self.images)
+
+
+@dataclass(frozen=True)
+class OnSynthetic:
+    """Train on the synthetic images, as DC and DSA do.
+
+    Attributes:
+        epochs: Epochs in an inner iteration.
+    """
+
+    epochs: int = 50
+
+    def __call__(self, apprentice: Apprentice, pixels: list[Tensor]) -> None:
+        """Train the apprentice."""
+        for _ in range(self.epochs):
+            apprentice.train_on_synthetic(pixels)
+
+
+class Optimisation:
+    """Moves the pixels of all classes so that they match the real images.
+
+    For one matching network after the other: in every inner iteration one pixel step for each
+    class, then what the network learns. After each network the pixels are clamped to ``[0, 1]``.
+
+    Args:
+        pixels: Stored images of each class in ``[0, 1]``, which are changed in place.
+        match: The pixel steps of all classes.
+        apprentice: The matching network of the moment, with the real images.
+        comparison: What each step compares.
+        sampler: Real images to match in each step.
+        augment: Augmentation of matched images, one draw for each class.
+        step: How pixels move.
+        update: What the network learns after each pixel step; None leaves it as it is.
+        warm_up: Epochs on the real images for each new network before it is used.
+        inner: Pixel steps with each network.
+        pace: Says when to stop.
+    """
+
+    def __init__(
+        self,
+        pixels: list[Tensor],
+        *,
+        match: Launches,
+        apprentice: Apprentice,
+        comparison: Comparison,
+        sampler: Sampler,
+        augment: Augmentation,
+        step: PixelStep,
+        update: NetworkUpdate | None,
+        warm_up: int,
+        inner: int,
+        pace: Pace,
+    ) -> None:
+        self.pixels = pixels
+        self.match = match
+        self.apprentice = apprentice
+        self.comparison = comparison
+        self.sampler = sampler
+        self.augment = augment
+        self.step = step
+        self.update = update
+        self.warm_up = warm_up
+        self.inner = inner
+        self.pace = pace
+        self._optimizer = step.optimizer(pixels)
+        self._outer = 0
+
+    def run(self) -> Iterator[Tensor]:
+        """Go on to the end; yield the mean distance over classes of each inner iteration.
+
+        Raises:
+            DCReplayError: If pixels become NaN or infinite.
+        """
+        while not self.pace.over:
+            self.apprentice.restart()
+            self.apprentice.train(self.warm_up)
+            yield from self._with_one_network()
+            self._clamp()
+            self.comparison.end_outer_iteration(self.pixels, self._optimizer)
+            self._outer += 1
+
+    def _with_one_network(self) -> Iterator[Tensor]:
+        apprentice = self.apprentice
+        drawn: list[Tensor] | None = None
+        for inner in range(self.inner):
+            drawn = self.sampler.draw(
+                apprentice.real, drawn, inner, apprentice.embed, apprentice.generator
+            )
+            distance = self._move(drawn)
+            if self.update is not None:
+                self.update(apprentice, self.pixels)
+            self.pace.advance()
+            yield distance
+            if self.pace.over:
+                break
+
+    def _move(self, drawn: list[Tensor]) -> Tensor:
+        """Take one pixel step, given the real images of each class; return the mean distance."""
+        self.step.set_rate(self._optimizer, self.pace.share)
+        batches = self._batches(drawn)
+        found = self.match(self.apprentice.parameters, self.apprentice.real.scale, batches)
+        for position, (stored, matched) in enumerate(zip(self.pixels, found, strict=True)):
+            stored.grad = matched.slope
+            self.comparison.record(position, matched.prefixes)
+        self.comparison.hold(self.pixels)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return torch.stack([matched.distance for matched in found]).mean()
+
+    def _batches(self, drawn: list[Tensor]) -> list[ClassBatch]:
+        real = self.apprentice.real
+        device = real.images.device
+        labels = torch.arange(len(self.pixels), device=device)
+        changes = self.augment.draw(self.apprentice.generator, len(self.pixels)).to(device)
+        batches = []
+        for position, (stored, index) in enumerate(zip(self.pixels, drawn, strict=True)):
+            decoded = self.comparison.draw(position)
+            batches.append(
+                ClassBatch(
+                    real=real.images[index],
+                    stored=stored,
+                    used=decoded.index,
+                    changes=changes[position : position + 1],
+                    label=labels[position],
+                    terms=self.comparison.terms(position, decoded, index, self.pace.share),
+                )
+            )
+        return batches
+
+    def _clamp(self) -> None:
+        for stored, name in zip(self.pixels, self.apprentice.real.labels, strict=True):
+            if not torch.isfinite(stored).all():
+                raise DCReplayError(
+                    f"the pixels of class {name} became NaN or infinite in outer iteration "
+                    f"{self._outer}; lower the pixels' learning rate, now {self.step.lr}, with "
+                    f"dataclasses.replace(condenser, pixels=PixelStep(lr=...))"
+                )
+            stored.clamp_(0, 1)

@@ -1,0 +1,115 @@
+"""How far a condensation is: by its steps, or by the clock."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+import torch
+
+from dc_replay.errors import ArgumentError
+
+
+class Pace(Protocol):
+    """Says when to stop, and how much is done by now."""
+
+    @property
+    def share(self) -> float:
+        """What is done, from 0 to 1."""
+        ...
+
+    @property
+    def over(self) -> bool:
+        """Whether to stop."""
+        ...
+
+    @property
+    def total(self) -> float:
+        """What a progress bar counts up to."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """What it counts."""
+        ...
+
+    def advance(self) -> None:
+        """Take note of a finished inner iteration."""
+        ...
+
+
+class BySteps:
+    """Ends after a number of inner iterations.
+
+    Args:
+        steps: How many, at least 1.
+    """
+
+    unit = "step"
+
+    def __init__(self, steps: int) -> None:
+        self.total: float = steps
+        self.done = 0
+
+    @property
+    def share(self) -> float:
+        """What is done, from 0 to 1."""
+        return self.done / self.total
+
+    @property
+    def over(self) -> bool:
+        """Whether to stop."""
+        return self.done >= self.total
+
+    def advance(self) -> None:
+        """Take note of a finished inner iteration."""
+        self.done += 1
+
+
+class ByClock:
+    """Ends when another inner iteration would take longer than there is time left.
+
+    The clock starts here. One iteration always fits.
+
+    Args:
+        seconds: The time there is, above 0.
+        device: Where the work is done, which may lag behind the calls that ask for it.
+    """
+
+    unit = "s"
+
+    def __init__(self, seconds: float, device: torch.device) -> None:
+        check_seconds(seconds)
+        self.total = seconds
+        self._device = device
+        self._began = self._last = time.perf_counter()
+        self._longest: float | None = None
+        self._passed = 0.0
+
+    @property
+    def share(self) -> float:
+        """What is done, from 0 to 1."""
+        return min(1.0, self._passed / self.total)
+
+    @property
+    def over(self) -> bool:
+        """Whether to stop."""
+        return self._longest is not None and self._passed + self._longest > self.total
+
+    def advance(self) -> None:
+        """Take note of a finished inner iteration."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        # The first includes what comes once: a compiler, the choice of the initial images.
+        self._longest = 0.0 if self._longest is None else max(self._longest, now - self._last)
+        self._last, self._passed = now, now - self._began
+
+
+def check_seconds(seconds: float) -> None:
+    """Raise an ArgumentError if a time budget is not above 0 and finite."""
+    if not 0 < seconds < float("inf"):
+        raise ArgumentError(
+            f"`seconds` is {seconds}, but a time budget must be above 0; leave it None to take "
+            f"`outer` times `inner` steps"
+        )

@@ -1,0 +1,296 @@
+"""What a dataset does to images when training, found among torchvision's transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision import transforms as v1
+from torchvision.transforms import v2
+
+from dc_replay.errors import ArgumentError
+from dc_replay.transforms import Crop, Flip, TrainingTransforms
+
+
+def training_transforms(dataset: Any) -> TrainingTransforms:
+    """Find what an Avalanche dataset does to images when training and not when evaluating.
+
+    It may convert images, normalise them once, mirror them, and cut them out of themselves padded
+    with a constant, by the transforms of torchvision's two versions. When evaluating it may convert
+    and normalise. What the datasets inside do without an attribute ``transform``, they do always.
+
+    Args:
+        dataset: The dataset, set to the transforms that are used for training.
+
+    Raises:
+        ArgumentError: If it does anything else, normalises or changes labels differently when
+            evaluating, yields no floating-point images, or its parts differ.
+    """
+    group = getattr(getattr(dataset, "_flat_data", None), "_transform_groups", None)
+    found = {path.read() for path in _paths(dataset, getattr(group, "current_group", "train"))}
+    if len(found) > 1:
+        raise _refusal("joins images that are transformed in different ways when training")
+    return found.pop()
+
+
+@dataclass(frozen=True)
+class _Path:
+    """The way of images from the innermost dataset outwards.
+
+    Attributes:
+        image: The first image as that dataset yields it.
+        inside: The transform by which the dataset itself has made it.
+        training: What is applied to it when training, the first first.
+        evaluation: What is applied to it when evaluating.
+        labels: What is applied to its label when training and when evaluating, which may differ.
+    """
+
+    image: Any
+    inside: Any
+    training: tuple[Any, ...] = ()
+    evaluation: tuple[Any, ...] = ()
+    labels: tuple[tuple[Any, Any], ...] = ()
+
+    def read(self) -> TrainingTransforms:
+        for trained_by, seen_by in self.labels:
+            if trained_by != seen_by:
+                raise _refusal("changes labels in another way when training than when evaluating")
+        seen = _Image(self.image, "evaluating")
+        seen.was_made_by(self.inside)
+        for transform in self.evaluation:
+            seen.pass_through(transform)
+        if seen.changes:
+            raise _refusal(f"applies {seen.changes[0][0]} when evaluating")
+        trained = _Image(self.image, "training")
+        trained.was_made_by(self.inside)
+        for transform in self.training:
+            trained.pass_through(transform)
+        if trained.normalize != seen.normalize:
+            raise _refusal(
+                f"applies {_scale_name(trained.normalize)} when training, but "
+                f"{_scale_name(seen.normalize)} when evaluating"
+            )
+        seen.check_type()
+        trained.check_type()
+        return trained.summary()
+
+
+class _Image:
+    """What becomes of an image in a chain of transforms.
+
+    Attributes:
+        changes: The random changes so far, with their names and whether they came before the image
+            was normalised. Crops are filled with values of that moment.
+        normalize: Mean and deviation of the ``Normalize`` so far.
+    """
+
+    def __init__(self, image: Any, when: str) -> None:
+        self.when = when
+        self.changes: list[tuple[str, Flip | Crop, bool]] = []
+        self.normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+        self._picture = not isinstance(image, Tensor)
+        self._dtype, self._size = _type_and_size(image)
+
+    def was_made_by(self, transform: Any) -> None:
+        """Note what happened before the image was seen, the same in training and evaluation."""
+        for part in _parts(transform):
+            if type(part) in _NORMALIZE:
+                self._normalise(part)
+            elif type(part) not in (*_TO_TENSOR, *_TO_TYPE, *_NOTHING):
+                raise _refusal(f"applies {_name(part)} inside of its own dataset")
+
+    def pass_through(self, transform: Any) -> None:
+        """Apply a transform."""
+        for part in _parts(transform):
+            kind = type(part)
+            if kind in _TO_TENSOR:
+                if self._picture and kind in _SCALING and self._dtype == torch.uint8:
+                    self._dtype = torch.get_default_dtype()
+                self._picture = False
+            elif kind in _TO_TYPE:
+                self._convert(part)
+            elif kind in _NORMALIZE:
+                self._normalise(part)
+            elif kind in _FLIPS:
+                if part.p > 0:
+                    self._change(part, Flip(_FLIPS[kind], float(part.p)))
+            elif kind in _CROPS:
+                self._crop(part)
+            elif kind not in _NOTHING:
+                raise _refusal(f"applies {_name(part)} when {self.when}")
+
+    def check_type(self) -> None:
+        """Raise an ArgumentError unless the image is one that a network takes."""
+        if self._picture or not self._dtype.is_floating_point:
+            found = "a picture" if self._picture else f"a {self._dtype} tensor"
+            raise ArgumentError(
+                f"`experience` yields {found} when {self.when}, but DeviceResident serves "
+                f"floating-point images; end the transforms with ToTensor(), or with "
+                f"ToDtype(torch.float32, scale=True) where images are tensors"
+            )
+
+    def summary(self) -> TrainingTransforms:
+        """The changes, those before ``Normalize`` filled with what it makes of their values."""
+        changes = []
+        for _, change, before in self.changes:
+            if before and self.normalize is not None and isinstance(change, Crop):
+                (value,) = change.fill
+                fill = ((value - mean) / std for mean, std in zip(*self.normalize, strict=True))
+                change = Crop(change.padding, tuple(fill))
+            changes.append(change)
+        return TrainingTransforms(tuple(changes), self._dtype)
+
+    def _change(self, transform: Any, change: Flip | Crop) -> None:
+        self.changes.append((_name(transform), change, self.normalize is None))
+
+    def _convert(self, transform: Any) -> None:
+        if self._picture:
+            return  # Pictures pass unchanged.
+        new, scaled = transform.dtype, getattr(transform, "scale", True)
+        usual = isinstance(new, torch.dtype) and new.is_floating_point
+        if new != self._dtype and not (usual and (scaled or self._dtype.is_floating_point)):
+            raise _refusal(
+                f"converts {self._dtype} images to {new}{'' if scaled else ' without scaling'} "
+                f"when {self.when}"
+            )
+        self._dtype = new
+
+    def _normalise(self, transform: Any) -> None:
+        if self.normalize is not None:
+            raise _refusal(f"applies Normalize twice when {self.when}")
+        mean, std = _floats(transform.mean), _floats(transform.std)
+        size = max(len(mean), len(std))
+        self.normalize = (
+            mean * size if len(mean) == 1 else mean,
+            std * size if len(std) == 1 else std,
+        )
+
+    def _crop(self, transform: Any) -> None:
+        name, size = _name(transform), tuple(transform.size)
+        if size != self._size:
+            raise _refusal(
+                f"applies {name} of size {size} to images of size {self._size} when {self.when}"
+            )
+        padding = _borders(transform)
+        if not any(padding):
+            return
+        if transform.padding_mode != "constant":
+            raise _refusal(f"applies {name} with {transform.padding_mode} padding")
+        if min(padding) < 0:
+            raise _refusal(f"applies {name} with a negative padding")
+        fill = transform.fill
+        if isinstance(fill, bool) or not isinstance(fill, (int, float)):
+            raise _refusal(f"applies {name} with `fill` {fill!r}, which is not a number")
+        value = fill / 255 if self._dtype == torch.uint8 else float(fill)
+        self._change(transform, Crop(padding, (value,)))
+
+
+_SCALING = (v1.ToTensor, v2.ToTensor)
+_TO_TENSOR = (*_SCALING, v1.PILToTensor, v2.PILToTensor, v2.ToImage, v2.ToPureTensor)
+_TO_TYPE = (v1.ConvertImageDtype, v2.ConvertImageDtype, v2.ToDtype)
+_NORMALIZE = (v1.Normalize, v2.Normalize)
+_NOTHING = (nn.Identity, v2.Identity)
+_FLIPS = {
+    v1.RandomHorizontalFlip: -1,
+    v2.RandomHorizontalFlip: -1,
+    v1.RandomVerticalFlip: -2,
+    v2.RandomVerticalFlip: -2,
+}
+_CROPS = (v1.RandomCrop, v2.RandomCrop)
+
+
+def _paths(dataset: Any, group: str) -> Iterator[_Path]:
+    """Each way that an image may take through nested datasets, which may be no Avalanche ones."""
+    dataset = getattr(dataset, "_flat_data", dataset)
+    # Avalanche's transform groups have no public accessor.
+    groups = [
+        getattr(dataset, name)
+        for name in ("_frozen_transform_groups", "_transform_groups")
+        if hasattr(dataset, name)
+    ]
+    own = None if groups else getattr(dataset, "transform", None)
+    inner: list[Any] = list(getattr(dataset, "_datasets", ()) or getattr(dataset, "datasets", ()))
+    if not inner and hasattr(getattr(dataset, "dataset", None), "__getitem__"):
+        inner = [dataset.dataset]
+    if not inner:
+        item = dataset[0]
+        yield _Path(item[0] if isinstance(item, (tuple, list)) else item, inside=own)
+        return
+    training: list[Any] = [each[group] for each in groups] if groups else [own]
+    evaluation: list[Any] = [each["eval"] for each in groups] if groups else [own]
+    # Avalanche's benchmarks number classes anew by such a transform, which is always the same.
+    labels = [
+        [] if not hasattr(transform, "flat_transforms") else transform.flat_transforms(1)
+        for transform in (*training, *evaluation)
+    ]
+    half = len(training)
+    for part in inner:
+        for path in _paths(part, group):
+            yield _Path(
+                path.image,
+                path.inside,
+                (*path.training, *training),
+                (*path.evaluation, *evaluation),
+                (*path.labels, *zip(labels[:half], labels[half:], strict=True)),
+            )
+
+
+def _parts(transform: Any) -> Iterator[Any]:
+    """The single transforms that a transform consists of."""
+    if transform is None:
+        return
+    parts: Iterable[Any]
+    if hasattr(transform, "flat_transforms"):
+        # Avalanche's (image transform, label transform) groups: position 0 is the image's.
+        parts = transform.flat_transforms(0)
+    elif type(transform) in (v1.Compose, v2.Compose):
+        parts = transform.transforms
+    elif type(transform) is nn.Sequential:
+        parts = transform
+    else:
+        yield transform
+        return
+    for part in parts:
+        yield from _parts(part)
+
+
+def _type_and_size(image: Any) -> tuple[torch.dtype, tuple[int, ...]]:
+    """The type of an image's values, uint8 for pictures of bytes, and its height and width."""
+    if isinstance(image, Tensor):
+        return image.dtype, tuple(image.shape[-2:])
+    array = np.asarray(image)
+    return torch.float32 if array.dtype.kind == "f" else torch.uint8, array.shape[:2]
+
+
+def _borders(transform: Any) -> tuple[int, int, int, int]:
+    """The padding of a crop at the left, top, right and bottom."""
+    padding: Any = transform.padding or 0
+    given = [padding] if isinstance(padding, int) else list(padding)
+    first, second, third, fourth = given * (4 // len(given))
+    # Both versions are given it in this order, but the second keeps it in another.
+    second_version = isinstance(transform, v2.RandomCrop)
+    return (first, third, second, fourth) if second_version else (first, second, third, fourth)
+
+
+def _floats(values: Sequence[float] | float) -> tuple[float, ...]:
+    return tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist())
+
+
+def _scale_name(normalize: tuple[tuple[float, ...], tuple[float, ...]] | None) -> str:
+    return "no Normalize" if normalize is None else "Normalize({}, {})".format(*normalize)
+
+
+def _name(transform: Any) -> str:
+    return str(getattr(transform, "__name__", type(transform).__name__))
+
+
+def _refusal(what: str) -> ArgumentError:
+    return ArgumentError(
+        f"`experience` {what}, which DeviceResident cannot do on the device; pass `augment`, which "
+        f"changes normalised batches in the place of the training transforms, or leave "
+        f"DeviceResident out"
+    )
