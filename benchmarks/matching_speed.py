@@ -25,7 +25,7 @@ from benchmarks.eager import EagerMatching
 from benchmarks.presets import PRESETS
 from benchmarks.presets import condenser as preset_condenser
 from benchmarks.results import write_figures
-from benchmarks.tables import text_table
+from benchmarks.tables import Table, text_table
 from benchmarks.timing import (
     Stopwatch,
     Threshold,
@@ -102,7 +102,7 @@ def main(arguments: Arguments, command: str) -> str:
     for name in ("classes", "images", "network_images", "factor", "rounds"):
         at_least_1(name, getattr(arguments, name))
     device = arguments.chosen_device()
-    images, targets = pictures(arguments)
+    images, targets = pictures(arguments.data, arguments.root, arguments.classes, arguments.images)
     cases = [
         Case(arguments, recipe, width, ipc, device, images, targets)
         for recipe in names("recipes", arguments.recipes)
@@ -113,12 +113,17 @@ def main(arguments: Arguments, command: str) -> str:
     for case in cases:
         rows.append(case.measure())
         write_figures(
-            arguments.out, rows, command=command, settings=asdict(arguments), device=device
+            arguments.out,
+            "matching_speed",
+            rows,
+            command=command,
+            settings=asdict(arguments),
+            device=device,
         )
     missed = failures([t for row in rows for t in thresholds(row)]) if arguments.gate else []
     if missed:
         raise Missed("; ".join(missed))
-    return table(rows)
+    return text_table(*cells(rows))
 
 
 class Case:
@@ -310,24 +315,29 @@ class Case:
         )
 
 
-def pictures(arguments: Arguments) -> tuple[Tensor, Tensor]:
+def pictures(source: str | None, root: Path, classes: int, each: int) -> tuple[Tensor, Tensor]:
     """The images that are condensed, uint8, and the class of each.
 
     Without data they are smooth patterns, one for each class, under noise: what is matched is a
     difference of gradients, and between images that show nothing it is not what it is in use.
+
+    Args:
+        source: Where real images come from; None makes some up.
+        root: Where downloaded data are, or go.
+        classes: Classes.
+        each: Images of each.
     """
-    classes, each = arguments.classes, arguments.images
-    if arguments.data is None:
+    if source is None:
         generator = Generator().manual_seed(0)
         patterns = torch.rand((classes, 3, 4, 4), generator=generator)
         patterns = F.interpolate(patterns, size=SIZE[1:], mode="bilinear")
         noise = torch.rand((classes * each, *SIZE), generator=generator)
         images = quantise(0.7 * patterns.repeat_interleave(each, dim=0) + 0.3 * noise)
         return images, torch.arange(classes).repeat_interleave(each)
-    data = load(arguments.data, root=arguments.root)
+    data = load(source, root=root)
     if data.image_shape != SIZE or data.classes < classes:
         raise ArgumentError(
-            f"`data` is {arguments.data!r} with {data.classes} classes of shape "
+            f"`data` is {source!r} with {data.classes} classes of shape "
             f"{data.image_shape}, but {classes} classes of shape {SIZE} are needed"
         )
     rows = torch.cat(
@@ -359,8 +369,8 @@ def thresholds(row: dict[str, Any]) -> list[Threshold]:
     return found
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The figures for a terminal."""
+def cells(rows: Sequence[dict[str, Any]]) -> Table:
+    """The figures as a table."""
     header = ("recipe", "width", "ipc", "what", "eager s", "float32", "bfloat16", "error")
     lines = []
     for row in rows:
@@ -379,7 +389,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 if f"{way}_error" in row
             )
             lines.append((*case, what, f"{eager:.3f}", *ratios, errors if what == "step" else ""))
-    return text_table(header, lines)
+    return header, lines
 
 
 def cli(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,6 @@ most 1.05 times the time of bare tensors with ConvNet-3.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import statistics
 import sys
@@ -42,8 +41,8 @@ from torchvision.transforms import v2
 from benchmarks.data import load
 from benchmarks.image_data import DataError
 from benchmarks.presets import network_factory
-from benchmarks.results import environment
-from benchmarks.tables import text_table
+from benchmarks.results import write_figures
+from benchmarks.tables import Table, text_table
 from benchmarks.timing import Threshold, failures, ratio, wait_for
 from benchmarks.workload import Missed, Place, at_least_1, command_line, names
 from dc_replay import CondensedReplayPlugin, DeviceResident, ExemplarMemory, ImagesPerClass, random
@@ -61,7 +60,7 @@ GATES = {
     ("ours", "tensors"): 1.1,
     ("ours", "PIL"): 1.3,
     ("ours + DeviceResident", "tensors"): 1.8,
-    ("ours + DeviceResident", "PIL"): 5.0,
+    ("ours + DeviceResident", "PIL"): 4.0,
 }
 ONE_LAYER = "one-layer"
 PADDING = 4
@@ -73,8 +72,9 @@ class Arguments(Place):
 
     Attributes:
         data: npz:PATH, cifar100 or another source of images; random bytes where it is not given.
-        images: New images, those of the second experience; cut to whole batches in an epoch.
-        memory: Images in the memory of the first.
+        images: New images, those of the second experience, in whole numbers of each class. A last
+            batch that is smaller is left out.
+        memory: Images in the memory of the first, at least one of each class.
         classes: Classes of both together, half of them new.
         iterations: The least that are timed in a round, by whole epochs after one that is not.
         rounds: Rounds in which all ways take turns; the medians count.
@@ -118,19 +118,17 @@ def main(arguments: Arguments, command: str) -> str:
             f"or leave --gate out"
         )
     contest = Contest(arguments, arguments.chosen_device())
-    rows = [row for model in models for row in contest.measure(model)]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    found = {
-        "command": command,
-        "settings": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(arguments).items()
-        },
-        **environment(contest.device),
-        "rows": rows,
-    }
-    (arguments.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-    shown = table(rows)
+    makes = {model: contest.network(model) for model in models}
+    rows = [row for model, make in makes.items() for row in contest.measure(model, make)]
+    write_figures(
+        arguments.out,
+        "replay_throughput",
+        rows,
+        command=command,
+        settings=asdict(arguments),
+        device=contest.device,
+    )
+    shown = text_table(*cells(rows))
     missed = failures(thresholds(rows)) if arguments.gate else []
     if missed:
         print(shown)
@@ -146,7 +144,7 @@ class Contest:
         self.pixels, self.labels, self.classes = _images(arguments)
         scale = (0.5,) * self.pixels.shape[1], (0.25,) * self.pixels.shape[1]
         self.normalization = Normalization(*scale)
-        self.per_epoch = arguments.images // arguments.batch
+        self.per_epoch = len(self.labels) // 2 // arguments.batch
         if not self.per_epoch:
             raise ArgumentError(
                 f"`images` is {arguments.images}, but a batch takes {arguments.batch} new ones; "
@@ -156,14 +154,29 @@ class Contest:
         self.streams = {source: self._stream(source) for source in SOURCES}
         self.stored = self._memory()
 
-    def measure(self, model: str) -> list[dict[str, Any]]:
+    def network(self, name: str) -> Callable[[], nn.Module]:
+        """What builds a model for the images, or an ArgumentError if its name is unknown."""
+        channels, height, width = self.pixels.shape[1:]
+        if name == ONE_LAYER:
+            return lambda: nn.Sequential(
+                nn.Flatten(), nn.Linear(channels * height * width, self.classes)
+            )
+        factory = network_factory(
+            name, channels=channels, size=(height, width), width=self.arguments.width
+        )
+        return partial(factory, self.classes)
+
+    def measure(self, model: str, make: Callable[[], nn.Module]) -> list[dict[str, Any]]:
         """Time all ways with a model, in turns.
+
+        Args:
+            model: Its name, for the record.
+            make: Builds it.
 
         Returns:
             For each way the iterations a second of each round, and where there are any the seconds
             of bringing the experience to the device.
         """
-        make = self._model(model)
         rows = [{"model": model, "variant": name, "rates": []} for name in VARIANTS]
         for _ in range(self.arguments.rounds):
             for row in rows:
@@ -249,10 +262,9 @@ class Contest:
         return plugin
 
     def _replay(self) -> CondensedReplayPlugin:
-        each = self.arguments.memory // (self.classes // 2)
         return CondensedReplayPlugin(
             condenser=random(),
-            budget=ImagesPerClass(max(1, each)),
+            budget=ImagesPerClass(self.arguments.memory // (self.classes // 2)),
             augment=self._augment(),
             progress=False,
         )
@@ -261,17 +273,6 @@ class Contest:
         plugin = self._replay()
         plugin.buffer.remember(self.streams["tensors"][0], device=self.device)
         return plugin.memory
-
-    def _model(self, name: str) -> Callable[[], nn.Module]:
-        channels, height, width = self.pixels.shape[1:]
-        if name == ONE_LAYER:
-            return lambda: nn.Sequential(
-                nn.Flatten(), nn.Linear(channels * height * width, self.classes)
-            )
-        factory = network_factory(
-            name, channels=channels, size=(height, width), width=self.arguments.width
-        )
-        return partial(factory, self.classes)
 
     def _stream(self, source: str) -> Any:
         """The train stream of a benchmark of two experiences, transformed the way users do."""
@@ -375,10 +376,10 @@ def thresholds(rows: Sequence[dict[str, Any]]) -> list[Threshold]:
     ]
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The figures for a terminal."""
+def cells(rows: Sequence[dict[str, Any]]) -> Table:
+    """The figures as a table."""
     header = ("model", "variant", "it/s", "x stock", "x bare", "bringing s")
-    return text_table(header, list(_lines(rows)))
+    return header, list(_lines(rows))
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
@@ -402,7 +403,15 @@ def _images(arguments: Arguments) -> tuple[Tensor, Tensor, int]:
     """The images of both experiences, class after class, their labels, and how many classes."""
     half = arguments.classes // 2
     if half < 1 or arguments.classes % 2:
-        raise ArgumentError(f"`classes` is {arguments.classes}, but must be an even number")
+        raise ArgumentError(
+            f"`classes` is {arguments.classes}, but both experiences have equally many; pass an "
+            f"even number of at least 2"
+        )
+    if arguments.memory < half:
+        raise ArgumentError(
+            f"`memory` is {arguments.memory}, but the first experience has {half} classes; pass at "
+            f"least one image for each"
+        )
     each = -(-max(arguments.images, arguments.memory) // half)
     labels = torch.arange(arguments.classes).repeat_interleave(each)
     if arguments.data is None:

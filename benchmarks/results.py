@@ -165,19 +165,32 @@ def environment(device: torch.device | str = "cpu") -> Row:
 
 
 def write_figures(
-    folder: Path, rows: Sequence[Row], *, command: str, settings: Row, device: torch.device | str
+    folder: Path,
+    benchmark: str,
+    rows: Sequence[Row],
+    *,
+    command: str,
+    settings: Row,
+    device: torch.device | str,
 ) -> None:
     """Write measured figures, and where they come from, to ``results.json`` in a folder.
 
     Args:
         folder: Made if it is not there.
+        benchmark: What measured them.
         rows: The figures.
-        command: What measured them.
+        command: How it was called.
         settings: Its options.
         device: Where it ran.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"command": command, "settings": settings, **environment(device), "rows": rows}
+    found = {
+        "benchmark": benchmark,
+        "command": command,
+        "settings": settings,
+        **environment(device),
+        "rows": rows,
+    }
     text = _dumps(_plain(found, "figures"), indent=1)
     (folder / "results.json").write_text(text + "\n")
 

@@ -22,7 +22,7 @@ from benchmarks.pictures import scaling_plot
 from benchmarks.presets import condenser as preset_condenser
 from benchmarks.presets import preset
 from benchmarks.results import write_figures
-from benchmarks.tables import text_table
+from benchmarks.tables import Table, text_table
 from benchmarks.timing import Stopwatch
 from benchmarks.workload import Place, at_least_1, command_line, numbers
 from dc_replay.networks import convnet_for
@@ -91,11 +91,21 @@ def main(arguments: Arguments, command: str) -> str:
     for point in dict.fromkeys(point for line in chosen.values() for point in line):
         rows.append({**asdict(point), "seconds": iteration_seconds(arguments, point, device)})
         write_figures(
-            arguments.out, rows, command=command, settings=asdict(arguments), device=device
+            arguments.out,
+            "scaling",
+            rows,
+            command=command,
+            settings=asdict(arguments),
+            device=device,
         )
     lines = {NAMES[axis]: series(rows, axis, line) for axis, line in chosen.items()}
     scaling_plot(lines, arguments.out / "scaling.png", ylabel="seconds of an inner iteration")
-    return text_table(
+    return text_table(*cells(rows))
+
+
+def cells(rows: Sequence[dict[str, Any]]) -> Table:
+    """The figures as a table."""
+    return (
         ("classes", "ipc", "side", "seconds per iteration"),
         [
             (*(str(row[axis]) for axis in NAMES), f"{statistics.median(row['seconds']):.3f}")

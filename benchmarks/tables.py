@@ -8,6 +8,9 @@ from typing import Any
 
 from benchmarks.summary import deviation
 
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""A header and lines of cells."""
+
 
 def text_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Lay a table out for a terminal."""

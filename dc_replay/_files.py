@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -19,8 +18,9 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from dc_replay._checks import check_crops, check_factor, checked_scale
+from dc_replay._writing import write_whole
 from dc_replay.budgets import Budget, ImagesPerClass, Smallest, TotalBytes, TotalImages
-from dc_replay.errors import ArgumentError, MemoryFileError
+from dc_replay.errors import MemoryFileError
 
 FORMAT = "dc-replay-memory"
 FORMAT_VERSION = "1"
@@ -106,24 +106,6 @@ def write(path: str | os.PathLike[str], memory: MemoryFile, *, name: str = "path
     write_whole(path, _serialise(memory), name=name)
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes, *, name: str) -> None:
-    """Put ``data`` in place of what ``path`` holds, in a single step; see :func:`write`."""
-    path = Path(path)
-    if path.is_dir():
-        raise ArgumentError(f"`{name}` is {path}, which is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise ArgumentError(f"`{name}` is {path}, whose folder does not exist; create it first")
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(unfinished, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def read(path: str | os.PathLike[str]) -> MemoryFile:
     """Read a memory file, believing nothing in it that has not been checked.
 
@@ -171,7 +153,7 @@ def _serialise(memory: MemoryFile) -> bytes:
         "recipe": memory.recipe,
         "budget": json.dumps(_describe(memory.budget)),
         "created_by": "dc-replay",
-        "dc_replay_version": _own_version(),
+        "dc_replay_version": own_version(),
         "torch_version": memory.versions.get("torch", "unknown"),
         "safetensors_version": safetensors.__version__,
     }
@@ -312,7 +294,7 @@ def _restore_one(found: Any) -> Budget:
     return {kind.__name__: kind for kind in _BUDGETS}[found["kind"]](**fields)
 
 
-def _own_version() -> str:
+def own_version() -> str:
     try:
         return version("dc-replay")
     except PackageNotFoundError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +68,10 @@ class CondensedBuffer(ExemplarsBuffer):
         max_size: The most *decoded* images, which is what Avalanche counts: stored images times
             ``factor**2``. It then holds in addition to ``budget``. None leaves it to ``budget``:
             the attribute is then that of a total number of images, else ``sys.maxsize``.
+        checkpoint_dir: A folder for the state of each experience's condensation; see
+            :meth:`~dc_replay.condense.Condenser.condense`. A run that died and is started again
+            with the same seed goes on from there, and has the same exemplars in the end. The files
+            stay until you delete them. None keeps nothing.
 
     Attributes:
         max_size: As above.
@@ -85,6 +91,7 @@ class CondensedBuffer(ExemplarsBuffer):
         seed: int = 0,
         progress: bool = False,
         max_size: int | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         if not hasattr(condenser, "condense") or isinstance(condenser, type):
             raise ArgumentError(
@@ -106,6 +113,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self.condenser = condenser
         self.seed = seed
         self.progress = progress
+        self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
         self.history: list[dict[str, list[Any]]] = []
         self.seconds: list[float] = []
         self._memory = memory
@@ -205,6 +213,7 @@ class CondensedBuffer(ExemplarsBuffer):
             normalization=gathered.normalization,
             generator=generator,
             progress=self.progress,
+            **self._checkpoint(),
         )
         self._add(condensed.exemplars, gathered.normalization)
         self._tasks = tasks | self._tasks
@@ -280,6 +289,13 @@ class CondensedBuffer(ExemplarsBuffer):
     def buffer_datasets(self) -> list[AvalancheDataset[Any]]:
         """The buffer of each class, in order of arrival."""
         return [group.buffer for group in self.buffer_groups.values()]
+
+    def _checkpoint(self) -> dict[str, Path]:
+        if self.checkpoint_dir is None:
+            return {}
+        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        name = f"{self.condenser.name}-{self.seed}-{len(self.seconds)}.safetensors"
+        return {"checkpoint": self.checkpoint_dir / name.replace(os.sep, "_")}
 
     def _normalization(self) -> Normalization | None:
         shape = self._memory.image_shape

@@ -15,7 +15,7 @@ from typing import Annotated
 from tyro.conf import DisallowNone, Positional, arg, create_mutex_group
 from tyro.extras import SubcommandApp
 
-from dc_replay import _files, pictures
+from dc_replay import _files, _writing, pictures
 from dc_replay.budgets import ImagesPerClass, TotalBytes, TotalImages, shrunk, whole
 from dc_replay.errors import ArgumentError, DCReplayError, MemoryFileError
 
@@ -184,7 +184,7 @@ def _draw(memory: _files.MemoryFile, path: Path) -> str:
     """Write the sheet, and say how it shows the images."""
     if path.suffix.lower() != ".png":
         raise ArgumentError(f"`--image` is {path}; name a file that ends in .png")
-    _files.write_whole(path, pictures.sheet(memory.by_class()), name="--image")
+    _writing.write_whole(path, pictures.sheet(memory.by_class()), name="--image")
     said = [f"{path}, a row for each class"]
     if max(memory.counts.values()) > pictures.COLUMNS:
         said.append(f"the first {pictures.COLUMNS} images of each")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from dc_replay.checkpoints import Snapshot
 from dc_replay.errors import ArgumentError
 from dc_replay.multisize import Multisize, PrefixChoice
 from dc_replay.sampling import RealImages
@@ -122,6 +123,15 @@ class Comparison:
         """Take note of the feature distances of a class's prefixes in a step."""
         if self.choice is not None and self.choice.sizes[position]:
             self.choice.record(position, distances)
+
+    def state(self) -> Snapshot:
+        """All that changes; parts are drawn at the start and stay."""
+        return Snapshot() if self.choice is None else self.choice.state()
+
+    def restore(self, state: Snapshot) -> None:
+        """Go back to where :meth:`state` was taken."""
+        if self.choice is not None:
+            self.choice.restore(state)
 
     def end_outer_iteration(
         self, pixels: Sequence[Tensor], optimizer: torch.optim.Optimizer

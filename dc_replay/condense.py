@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,9 +13,11 @@ import torch
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
+from dc_replay._files import own_version
 from dc_replay.apprentice import Apprentice
 from dc_replay.augment import Augmentation, augmentation
 from dc_replay.budgets import whole
+from dc_replay.checkpoints import Checkpoint, fingerprint
 from dc_replay.comparison import Comparison
 from dc_replay.compilation import CompileMode, wanted
 from dc_replay.errors import ArgumentError
@@ -154,6 +157,7 @@ class Condenser:
         generator: Generator,
         normalization: Normalization | None = None,
         progress: bool = False,
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> Condensed:
         """Condense labelled images.
 
@@ -168,6 +172,10 @@ class Condenser:
             generator: Source of all randomness.
             normalization: What makes ``[0, 1]`` images the network's input; None is none.
             progress: Whether to show a progress bar.
+            checkpoint: A file to write the state to after matching networks, as often as takes a
+                hundredth of the time, and at the end. If it is there already, and belongs to this
+                recipe, these images and this generator's state, the condensation goes on from it
+                and ends with the same bytes. Recipes that optimise nothing take no notice.
 
         Returns:
             Exemplars on the images' device, classes in increasing order, and the history.
@@ -182,7 +190,7 @@ class Condenser:
             torch.enable_grad(),
             isolated(generator, images.device),
         ):
-            return self._condense(real, counts, generator, progress)
+            return self._condense(real, counts, generator, progress, checkpoint)
 
     def _checked(
         self,
@@ -224,8 +232,17 @@ class Condenser:
         return real, counts
 
     def _condense(
-        self, real: RealImages, counts: list[int], generator: Generator, progress: bool
+        self,
+        real: RealImages,
+        counts: list[int],
+        generator: Generator,
+        progress: bool,
+        checkpoint: str | os.PathLike[str] | None,
     ) -> Condensed:
+        file: Checkpoint | None = None
+        if checkpoint is not None and self.objective is not None:
+            file = Checkpoint(checkpoint, self._fingerprint(real, counts, generator))
+        saved = file.load(real.images.device) if file is not None else None
         pace = self._pace(real.images.device)
         channels, height, width = real.images.shape[1:]
         functions = programs(
@@ -263,10 +280,12 @@ class Condenser:
             multisize=self.multisize,
             generator=generator,
         )
-        pixels = self._initial(real, counts, apprentice)
+        if saved is None:
+            pixels = self._initial(real, counts, apprentice)
+        else:  # what comes from there replaces it all
+            pixels = [real.scale.mean.new_zeros((n, *real.images.shape[1:])) for n in counts]
         history: dict[str, list[Any]] = {}
         if functions.match is not None:
-            distances: list[Tensor] = []
             optimisation = Optimisation(
                 pixels,
                 match=functions.match,
@@ -280,7 +299,10 @@ class Condenser:
                 inner=self.inner,
                 pace=pace,
             )
+            if saved is not None:
+                optimisation.restore(saved)
             with tqdm(
+                initial=pace.share * pace.total,
                 total=pace.total,
                 desc=self.name,
                 unit=pace.unit,
@@ -288,10 +310,11 @@ class Condenser:
                 leave=False,
                 bar_format=None if self.seconds is None else _CLOCK,
             ) as bar:
-                for distance in optimisation.run():
-                    distances.append(distance)
+                for _ in optimisation.run(file):
                     bar.update(pace.share * pace.total - bar.n)
-            history["distance"] = torch.stack(distances).tolist()
+            if file is not None:
+                file.try_to_save(optimisation.state())
+            history["distance"] = torch.stack(optimisation.distances).tolist()
             if comparison.choice is not None:
                 history["prefix_sizes"] = comparison.choice.history
         labels = torch.tensor(real.labels, device=real.images.device)
@@ -314,6 +337,21 @@ class Condenser:
         wanted = [n * self.formation.images_per_stored for n in counts]
         chosen = self.selection.choose(real, wanted, apprentice, generator)
         return [self.formation.pack(dequantise(real.images[index])) for index in chosen]
+
+    def _fingerprint(self, real: RealImages, counts: list[int], generator: Generator) -> str:
+        return fingerprint(
+            [
+                own_version(),
+                self,
+                real.images,
+                real.targets,
+                real.labels,
+                real.normalization,
+                counts,
+                generator.get_state(),
+                real.images.device.type,
+            ]
+        )
 
     def _pace(self, device: torch.device) -> Pace:
         if self.seconds is not None:

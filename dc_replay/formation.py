@@ -72,17 +72,19 @@ class Formation:
         Returns:
             Floating-point images ``[batch, channels, height, width]`` in ``[0, 1]``.
         """
-        image = torch.div(index, self.images_per_stored, rounding_mode="floor")
-        chosen = stored[image]
-        if chosen.dtype == torch.uint8:
-            chosen = dequantise(chosen)
+        # Choosing whole images copies them, where indexing by brackets goes value by value.
         if self.factor == 1:
-            return chosen
+            return _as_numbers(stored.index_select(0, index))
+        image = torch.div(index, self.images_per_stored, rounding_mode="floor")
         crop = index % self.images_per_stored
         row = torch.div(crop, self.factor, rounding_mode="floor")
-        each = torch.arange(len(index), device=index.device)
-        crops = self._crops(chosen)[each, row, crop % self.factor]
-        return self._enlarge(crops, stored.shape[-2:])
+        height, width = stored.shape[-2:]
+        if height % self.factor or width % self.factor:
+            # Grey, with which they are extended, lies between two bytes.
+            stored = _as_numbers(stored.index_select(0, image))
+            image = torch.arange(len(index), device=index.device)
+        crops = self._crops(stored)[image, row, crop % self.factor]
+        return self._enlarge(_as_numbers(crops), stored.shape[-2:])
 
     def pack(self, images: Tensor) -> Tensor:
         """Store images side by side: each group of ``factor**2`` becomes one stored image.
@@ -130,3 +132,7 @@ class Formation:
     @staticmethod
     def _enlarge(crops: Tensor, size: torch.Size) -> Tensor:
         return F.interpolate(crops, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _as_numbers(images: Tensor) -> Tensor:
+    return dequantise(images) if images.dtype == torch.uint8 else images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -37,6 +38,8 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
         normalization: What the network's input is normalised with; None finds it.
         seed: At least 0. Condensing and the order of images follow from it.
         progress: Whether to show progress bars.
+        checkpoint_dir: A folder for the state of each experience's condensation, from which a run
+            that died goes on; see :class:`~dc_replay.buffer.CondensedBuffer`. None keeps nothing.
 
     Attributes:
         buffer: The storage policy, with the history and seconds of condensing.
@@ -56,6 +59,7 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
         normalization: Normalization | None = None,
         seed: int = 0,
         progress: bool = True,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.batch_size = None if batch_size is None else whole("batch_size", batch_size)
@@ -69,6 +73,7 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
             normalization=normalization,
             seed=seed,
             progress=progress,
+            checkpoint_dir=checkpoint_dir,
         )
 
     @property

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dc_replay.budgets import whole
+from dc_replay.checkpoints import Snapshot
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,31 @@ class PrefixChoice:
     def weight(self, index: int) -> float:
         """Factor on the distance of one class's prefix."""
         return self.sizes[index] / self.counts[index] if self.multisize.proportional else 1.0
+
+    def state(self) -> Snapshot:
+        """All that changes."""
+        tensors = {"totals": self._totals}
+        if self._before is not None:
+            tensors["before"] = self._before
+        return Snapshot(
+            tensors,
+            {
+                "sizes": self.sizes,
+                "frozen": self.frozen,
+                "history": self.history,
+                "steps": self._steps,
+                "outer": self._outer,
+            },
+        )
+
+    def restore(self, state: Snapshot) -> None:
+        """Go back to where :meth:`state` was taken."""
+        self.sizes, self.frozen = list(state.values["sizes"]), list(state.values["frozen"])
+        self.history = [list(sizes) for sizes in state.values["history"]]
+        self._steps, self._outer = list(state.values["steps"]), state.values["outer"]
+        self._totals = state.tensors["totals"].to(self._totals)
+        before = state.tensors.get("before")
+        self._before = None if before is None else before.to(self._totals)
 
     def record(self, index: int, distances: Tensor) -> None:
         """Take note of one class's distances in a pixel step.

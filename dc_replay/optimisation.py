@@ -11,10 +11,12 @@ from torch import Tensor
 
 from dc_replay.apprentice import Apprentice
 from dc_replay.augment import Augmentation
+from dc_replay.checkpoints import Checkpoint, Snapshot, joined
 from dc_replay.comparison import Comparison
 from dc_replay.errors import ArgumentError, DCReplayError
 from dc_replay.matching import ClassBatch, Launches
 from dc_replay.pace import Pace
+from dc_replay.randomness import isolated
 from dc_replay.sampling import Sampler
 
 
@@ -124,6 +126,9 @@ class Optimisation:
         warm_up: Epochs on the real images for each new network before it is used.
         inner: Pixel steps with each network.
         pace: Says when to stop.
+
+    Attributes:
+        distances: The mean distance over classes of each inner iteration so far.
     """
 
     def __init__(
@@ -152,24 +157,62 @@ class Optimisation:
         self.warm_up = warm_up
         self.inner = inner
         self.pace = pace
+        self.distances: list[Tensor] = []
         self._optimizer = step.optimizer(pixels)
         self._outer = 0
 
-    def run(self) -> Iterator[Tensor]:
-        """Go on to the end; yield the mean distance over classes of each inner iteration.
+    def run(self, checkpoint: Checkpoint | None = None) -> Iterator[None]:
+        """Go on to the end; yield after each inner iteration.
+
+        Args:
+            checkpoint: Where to write the state after each network.
 
         Raises:
             DCReplayError: If pixels become NaN or infinite.
         """
+        device = self.apprentice.real.images.device
         while not self.pace.over:
-            self.apprentice.restart()
-            self.apprentice.train(self.warm_up)
-            yield from self._with_one_network()
+            # So that no state of the global generators is carried from network to network.
+            with isolated(self.apprentice.generator, device):
+                self.apprentice.restart()
+                self.apprentice.train(self.warm_up)
+                yield from self._with_one_network()
             self._clamp()
             self.comparison.end_outer_iteration(self.pixels, self._optimizer)
             self._outer += 1
+            if checkpoint is not None and not self.pace.over:
+                checkpoint.save_if_due(self.state)
 
-    def _with_one_network(self) -> Iterator[Tensor]:
+    def state(self) -> Snapshot:
+        """All that changes from network to network."""
+        tensors = {"generator": self.apprentice.generator.get_state()}
+        if self.distances:
+            tensors["distances"] = torch.stack(self.distances)
+        for number, stored in enumerate(self.pixels):
+            tensors[f"pixels.{number}"] = stored
+            momentum = self._optimizer.state[stored].get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{number}"] = momentum
+        own = Snapshot(tensors, {"outer": self._outer})
+        return joined(
+            {"own": own, "comparison": self.comparison.state(), "pace": self.pace.state()}
+        )
+
+    def restore(self, state: Snapshot) -> None:
+        """Go back to where :meth:`state` was taken."""
+        own = state.part("own")
+        self.apprentice.generator.set_state(own.tensors["generator"])
+        self.distances = list(own.tensors["distances"].unbind())
+        for number, stored in enumerate(self.pixels):
+            stored.copy_(own.tensors[f"pixels.{number}"])
+            momentum = own.tensors.get(f"momentum.{number}")
+            if momentum is not None:
+                self._optimizer.state[stored]["momentum_buffer"] = momentum.clone()
+        self._outer = own.values["outer"]
+        self.comparison.restore(state.part("comparison"))
+        self.pace.restore(state.part("pace"))
+
+    def _with_one_network(self) -> Iterator[None]:
         apprentice = self.apprentice
         drawn: list[Tensor] | None = None
         for inner in range(self.inner):
@@ -180,7 +223,8 @@ class Optimisation:
             if self.update is not None:
                 self.update(apprentice, self.pixels)
             self.pace.advance()
-            yield distance
+            self.distances.append(distance)
+            yield
             if self.pace.over:
                 break
 

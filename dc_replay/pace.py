@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from dc_replay.checkpoints import Snapshot
 from dc_replay.errors import ArgumentError
 
 
@@ -37,6 +38,14 @@ class Pace(Protocol):
         """Take note of a finished inner iteration."""
         ...
 
+    def state(self) -> Snapshot:
+        """All that changes."""
+        ...
+
+    def restore(self, state: Snapshot) -> None:
+        """Go back to where :meth:`state` was taken."""
+        ...
+
 
 class BySteps:
     """Ends after a number of inner iterations.
@@ -64,6 +73,14 @@ class BySteps:
     def advance(self) -> None:
         """Take note of a finished inner iteration."""
         self.done += 1
+
+    def state(self) -> Snapshot:
+        """All that changes."""
+        return Snapshot(values={"done": self.done})
+
+    def restore(self, state: Snapshot) -> None:
+        """Go back to where :meth:`state` was taken."""
+        self.done = state.values["done"]
 
 
 class ByClock:
@@ -104,6 +121,16 @@ class ByClock:
         # The first includes what comes once: a compiler, the choice of the initial images.
         self._longest = 0.0 if self._longest is None else max(self._longest, now - self._last)
         self._last, self._passed = now, now - self._began
+
+    def state(self) -> Snapshot:
+        """The time that has passed, and the longest iteration."""
+        return Snapshot(values={"passed": self._passed, "longest": self._longest})
+
+    def restore(self, state: Snapshot) -> None:
+        """Count the time that had passed by then, too."""
+        self._longest = state.values["longest"]
+        self._began = time.perf_counter() - state.values["passed"]
+        self._last, self._passed = time.perf_counter(), state.values["passed"]
 
 
 def check_seconds(seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         augment: Applied to exemplars only, with a generator of this plugin.
         seed: At least 0. Condensing and replay follow from it.
         progress: Whether to show progress bars.
+        checkpoint_dir: A folder for the state of each experience's condensation, from which a run
+            that died goes on; see :class:`~dc_replay.buffer.CondensedBuffer`. None keeps nothing.
 
     Attributes:
         buffer: The storage policy, with the history and seconds of condensing.
@@ -59,6 +62,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         augment: ImageAugment | None = None,
         seed: int = 0,
         progress: bool = True,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if batch_size_mem is not None:
@@ -69,6 +73,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             normalization=normalization,
             seed=seed,
             progress=progress,
+            checkpoint_dir=checkpoint_dir,
         )
         self.batch_size_mem = batch_size_mem
         self.augment = augment

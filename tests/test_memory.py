@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dc_replay.budgets import ImagesPerClass, Smallest, TotalBytes, TotalImages
-from dc_replay.errors import ArgumentError, MemoryFileError
+from dc_replay.errors import ArgumentError, DCReplayError, MemoryFileError
 from dc_replay.exemplars import Exemplars
 from dc_replay.formation import Formation
 from dc_replay.memory import ExemplarMemory
@@ -630,7 +630,7 @@ def test_a_failed_save_leaves_the_old_file(path, monkeypatch):
 
     monkeypatch.setattr("os.replace", fail)
     memory.shrink(images_per_class=1)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(DCReplayError, match="could not be written: no space; what it held before"):
         memory.save(path)
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -59,7 +61,7 @@ def test_convnet_halves_the_sides_in_each_layer(channels, height, width, depth, 
 def test_convnet_has_the_published_layers():
     network = ConvNet(10)
     kinds = [type(layer).__name__ for layer in network.layers]
-    assert kinds == ["Conv2d", "GroupNorm", "ReLU", "AvgPool2d"] * 3
+    assert kinds == ["Conv2d", "InstanceNorm", "ReLU", "HalvingPool"] * 3
     assert sum(p.numel() for p in network.parameters()) == 320_010
 
 
@@ -330,6 +332,41 @@ class Grows:
 def test_unusable_networks_are_refused(factory, message):
     with pytest.raises(ArgumentError, match=message):
         MatchingNetwork(factory, 3, images())
+
+
+FUSED = {
+    "norm": (networks.InstanceNorm(3), (4, 3, 6, 5)),
+    "pool": (networks.HalvingPool(), (4, 3, 6, 4)),
+    "odd pool": (networks.HalvingPool(), (2, 3, 7, 5)),
+}
+
+
+@pytest.mark.parametrize(("layer", "shape"), FUSED.values(), ids=FUSED)
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_what_is_compiled_computes_what_is_not(layer, shape, mean, device):
+    layer = copy.deepcopy(layer).double().to(device)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.uniform_(0.5, 2)
+    batch = mean + torch.rand(shape, dtype=torch.float64, device=device)
+    push = torch.rand_like(layer(batch))
+    found = []
+    for function in (layer, layer.formula):
+        value, pull = torch.func.vjp(function, batch)
+        _, second = torch.func.jvp(
+            lambda x, f=function: torch.func.vjp(f, x)[1](push)[0], (batch,), (batch.cos(),)
+        )
+        found.append((value, pull(push)[0], second))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(batch), layer.formula(batch))
+
+
+def test_equal_pixels_are_normalised_to_the_bias():
+    norm = networks.InstanceNorm(2)
+    for value in (0.0, 1e6):
+        assert torch.equal(norm.formula(torch.full((1, 2, 4, 4), value)), torch.zeros(1, 2, 4, 4))
 
 
 @pytest.fixture

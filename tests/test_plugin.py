@@ -1,6 +1,7 @@
 import copy
 import pickle
 import random
+import sys
 import weakref
 from functools import partial
 
@@ -13,6 +14,7 @@ from avalanche.benchmarks import (
     nc_benchmark,
 )
 from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.checkpointing import save_checkpoint
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier
@@ -54,11 +56,13 @@ class Pictures(Dataset):
         return self.images[index], self.targets[index]
 
 
+GROUPS = {"train": v2.Compose([v2.RandomHorizontalFlip(), NORMALIZE]), "eval": NORMALIZE}
+
+
 def pairs():
     """Three experiences of two classes; items are (image, label)."""
-    groups = {"train": v2.Compose([v2.RandomHorizontalFlip(), NORMALIZE]), "eval": NORMALIZE}
     data = {
-        name: as_classification_dataset(Pictures(), transform_groups=groups)
+        name: as_classification_dataset(Pictures(), transform_groups=GROUPS)
         for name in ("train", "test")
     }
     return class_incremental_benchmark(data, num_experiences=3, class_order=ORDER)
@@ -609,3 +613,28 @@ BAD = {
 def test_bad_arguments_are_refused(make, options, message):
     with pytest.raises(ArgumentError, match=message):
         make(**options)
+
+
+@pytest.fixture
+def picklable_optimizers(monkeypatch):
+    """Put torch.optim's modules back where dill looks for them; torch takes them from there."""
+    for name, module in list(sys.modules.items()):
+        package, _, last = name.rpartition(".")
+        if package == "torch.optim" and not hasattr(torch.optim, last):
+            monkeypatch.setattr(torch.optim, last, module, raising=False)
+
+
+@pytest.mark.usefixtures("picklable_optimizers")
+def test_a_checkpoint_grows_by_what_the_memory_stores(tmp_path):
+    sizes = []
+    plugin = CondensedReplayPlugin(**options_of(budget=ImagesPerClass(200)))
+    for name, plugins in (("without", []), ("with", [plugin])):
+        benchmark = benchmark_from_datasets(
+            train=[as_classification_dataset(Pictures(900, 2), transform_groups=GROUPS)]
+        )
+        strategy = naive(*plugins, train_epochs=1, train_mb_size=900)
+        strategy.train(benchmark.train_stream[0])
+        save_checkpoint(strategy, tmp_path / name)
+        sizes.append((tmp_path / name).stat().st_size)
+    assert plugin.memory.nbytes == 2 * 200 * 3 * SIDE * SIDE
+    assert plugin.memory.nbytes < sizes[1] - sizes[0] < 1.1 * plugin.memory.nbytes

@@ -149,7 +149,7 @@ def test_a_small_compiled_case_passes_the_gate(tmp_path: Path) -> None:
 
 
 def test_a_case_compares_what_is_above_most_decoded(tmp_path: Path) -> None:
-    case = Case(small(tmp_path), "idc", 4, 40, CPU, *pictures(small(tmp_path)))
+    case = Case(small(tmp_path), "idc", 4, 40, CPU, *pictures(None, tmp_path, 2, 20))
     batch = case._class_batch(1, torch.Generator().manual_seed(0))
     assert len(batch.used) == 128 == len(batch.used.unique())
     assert batch.terms.synthetic.shape == (1, 128)
@@ -160,12 +160,12 @@ def test_real_images_are_used_where_they_are_named(tmp_path: Path) -> None:
     images = np.arange(12 * 3 * 32 * 32, dtype=np.uint8).reshape(12, 32, 32, 3)
     labels = np.arange(12) % 3
     np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-    asked = replace(small(tmp_path), data=f"npz:{tmp_path / 'd.npz'}", images=3)
-    found, targets = pictures(asked)
+    source = f"npz:{tmp_path / 'd.npz'}"
+    found, targets = pictures(source, tmp_path, 2, 3)
     assert targets.tolist() == [0, 0, 0, 1, 1, 1]
     assert torch.equal(found, torch.from_numpy(images[[0, 3, 6, 1, 4, 7]]).permute(0, 3, 1, 2))
     with pytest.raises(ArgumentError, match=r"`data` is 'npz.* with 3 classes .* but 4 classes"):
-        pictures(replace(asked, classes=4))
+        pictures(source, tmp_path, 4, 3)
 
 
 def test_thresholds_name_what_misses_them() -> None:

@@ -1,0 +1,44 @@
+"""Writing files in one piece."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from dc_replay.errors import ArgumentError, DCReplayError
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes, *, name: str) -> None:
+    """Put data in place of what a file holds, in a single step.
+
+    A reader sees the old file or the whole new one, never a part, also after a crash.
+
+    Args:
+        path: The file.
+        data: What it is to hold.
+        name: What the message of an error calls the path.
+
+    Raises:
+        ArgumentError: If the folder does not exist, or ``path`` is a folder.
+        DCReplayError: If writing fails, on a full disk for example.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ArgumentError(f"`{name}` is {path}, which is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ArgumentError(f"`{name}` is {path}, whose folder does not exist; create it first")
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(unfinished, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise DCReplayError(
+            f"`{name}`: {path} could not be written: {error.strerror or error}; what it held "
+            f"before is still there"
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)

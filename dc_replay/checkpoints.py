@@ -1,0 +1,177 @@
+"""Where an interrupted condensation goes on: a file that is always whole, checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dc_replay._writing import write_whole
+from dc_replay.errors import ArgumentError, DCReplayError
+
+FORMAT = "dc-replay-condensation"
+FORMAT_VERSION = "1"
+
+SHARE = 0.01
+"""At most this share of the time goes into writing."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The whole state of a condensation between two matching networks.
+
+    Attributes:
+        tensors: By name.
+        values: What JSON can hold, by name.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def part(self, name: str) -> Snapshot:
+        """What was put there by :func:`joined`."""
+        start = f"{name}."
+        return Snapshot(
+            {key[len(start) :]: t for key, t in self.tensors.items() if key.startswith(start)},
+            {key[len(start) :]: v for key, v in self.values.items() if key.startswith(start)},
+        )
+
+
+def joined(parts: Mapping[str, Snapshot]) -> Snapshot:
+    """One snapshot of several, each under a name."""
+    return Snapshot(
+        {f"{name}.{key}": t for name, part in parts.items() for key, t in part.tensors.items()},
+        {f"{name}.{key}": v for name, part in parts.items() for key, v in part.values.items()},
+    )
+
+
+class Checkpoint:
+    """A file with the state of one condensation.
+
+    It is written in one step, so that whoever is killed meanwhile leaves the state before. Nothing
+    in it is executed when it is read.
+
+    Args:
+        path: The file.
+        fingerprint: Of everything that the result follows from; see :func:`fingerprint`.
+
+    Raises:
+        ArgumentError: If the folder does not exist.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], fingerprint: str) -> None:
+        self.path = Path(path)
+        if not self.path.parent.is_dir():
+            raise ArgumentError(
+                f"`checkpoint` is {str(path)!r}, whose folder does not exist; create it first"
+            )
+        self.fingerprint = fingerprint
+        self._last = time.perf_counter()
+        self._cost = 0.0
+        self._failed = False
+
+    def load(self, device: torch.device) -> Snapshot | None:
+        """What was written, with tensors on a device; None if nothing was.
+
+        Raises:
+            ArgumentError: If the file is damaged, or belongs to another condensation.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            values = json.loads(metadata.get("values", "null"))
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise ArgumentError(
+                f"`checkpoint` is {str(self.path)!r}, which cannot be read: {error}; delete it to "
+                f"start anew"
+            ) from error
+        known = metadata.get("format"), metadata.get("version")
+        if known != (FORMAT, FORMAT_VERSION) or not isinstance(values, dict):
+            raise ArgumentError(
+                f"`checkpoint` is {str(self.path)!r}, which is of format {known}, not "
+                f"{(FORMAT, FORMAT_VERSION)}; delete it to start anew"
+            )
+        if metadata.get("fingerprint") != self.fingerprint:
+            raise ArgumentError(
+                f"`checkpoint` is {str(self.path)!r}, which belongs to another recipe, other "
+                f"images, another seed or another version; delete it to start anew, or use another "
+                f"folder"
+            )
+        # Generators keep their states on the CPU, whatever their device is.
+        moved = {n: t if n.endswith("generator") else t.to(device) for n, t in tensors.items()}
+        return Snapshot(moved, values)
+
+    def save_if_due(self, state: Callable[[], Snapshot]) -> None:
+        """Write the state, if writing takes no more than its share of the time since the last.
+
+        Where it cannot be written a warning says so once, and the condensation goes on.
+        """
+        if (time.perf_counter() - self._last) * SHARE >= self._cost:
+            self.try_to_save(state())
+
+    def try_to_save(self, snapshot: Snapshot) -> None:
+        """Write a state; where that fails, warn once."""
+        try:
+            self.save(snapshot)
+        except DCReplayError as error:
+            if not self._failed:
+                self._failed = True
+                warnings.warn(
+                    f"the condensation goes on, but if it is interrupted it starts from an older "
+                    f"state, or anew: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write a state.
+
+        Raises:
+            DCReplayError: If it cannot be written; the file then holds what it held before.
+        """
+        began = time.perf_counter()
+        metadata = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "fingerprint": self.fingerprint,
+            "values": json.dumps(dict(snapshot.values)),
+        }
+        tensors = {name: t.detach().cpu().contiguous() for name, t in snapshot.tensors.items()}
+        write_whole(self.path, save(tensors, metadata), name="checkpoint")
+        self._last = time.perf_counter()
+        self._cost = self._last - began
+
+
+def fingerprint(parts: Iterable[object]) -> str:
+    """A digest of what a result follows from.
+
+    Args:
+        parts: Tensors count with their bytes, everything else as it describes itself, but for the
+            addresses of functions, which differ from process to process.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            data = part.detach().cpu().contiguous()
+            digest.update(f"{data.dtype} {list(data.shape)}".encode())
+            digest.update(data.view(torch.uint8).numpy().tobytes() if data.numel() else b"")
+        else:
+            digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(part)).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
