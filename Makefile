@@ -7,11 +7,14 @@ DEMO_ARGS ?= --data digits --network convnet1 --factor 1 --ipc 1 --width 32 --ou
 	--epochs 300 --out runs/demo
 SHRINK_DEMO_ARGS ?= --data digits --network convnet1 --factor 1 --ipc 10 --width 32 --outer 16 --inner 10 \
 	--steps 300 --methods mdc,prefix,k-means --compile never --out runs/demo/shrink
+MATCHING_GATE := --gate --recipes idc --widths 32 --ipc 5 --classes 3 --images 100 --network-images 320 \
+	--exact 2 --rounds 3 --out runs/speed/matching
+REPLAY_GATE := --gate --model one-layer --images 640 --rounds 3 --out runs/speed/replay
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check format
+.PHONY: demo test speed check format
 
 demo: $(INSTALLED)  ## compare the methods, and ways to shrink, on handwritten digits; see runs/demo
 	$(BIN)/python -m benchmarks.class_incremental $(DEMO_ARGS)
@@ -19,6 +22,13 @@ demo: $(INSTALLED)  ## compare the methods, and ways to shrink, on handwritten d
 
 test: check  ## everything that has to pass
 	$(BIN)/python -m pytest $(TEST_ARGS)
+ifeq ($(origin TEST_ARGS),file)  # not where only some tests are asked for
+	$(MAKE) speed
+endif
+
+speed: $(INSTALLED)  ## that what is meant to be fast is not slow; alone on the machine, a minute or two
+	$(BIN)/python -m benchmarks.matching_speed $(MATCHING_GATE)
+	$(BIN)/python -m benchmarks.replay_throughput $(REPLAY_GATE)
 
 check: $(INSTALLED)  ## lint, format, types, import direction
 	$(BIN)/ruff check .

@@ -60,6 +60,8 @@ class Arguments(Workload):
             total-bytes:N or total-images:N, in stored bytes or images.
         shrink_at: STEP:IPC cuts the memory to IPC images per class before the experience STEP,
             counted from 0, is learned.
+        match_resolution: With protocol replay, the share of the new images of later experiences
+            that every method is shown at the resolution of a packed exemplar; 0 leaves them sharp.
         epochs: Overrides the preset's epochs of training.
     """
 
@@ -70,6 +72,7 @@ class Arguments(Workload):
     steps: int = 5
     budget: str | None = None
     shrink_at: str | None = None
+    match_resolution: float = 0.5
     epochs: int | None = None
     out: Path = Path("runs/class_incremental")
 
@@ -117,6 +120,11 @@ class Run:
             raise ArgumentError(
                 f"`steps` is {arguments.steps}, which does not divide the {self.classes} classes; "
                 f"choose a divisor, or a number of `classes` that it divides"
+            )
+        if not 0 <= arguments.match_resolution <= 1:
+            raise ArgumentError(
+                f"`match_resolution` is {arguments.match_resolution}, but is a share of the new "
+                f"images, from 0 to 1"
             )
         self.total = _total(arguments.budget, classes=self.classes, image=self.data.x_train[0])
         self.cut = _cut(arguments)
@@ -194,6 +202,8 @@ class Run:
             lr=settings.lr,
             milestones=(0.5,) if arguments.protocol == "gdumb" else (0.6, 0.8),
             decay=0.1 if arguments.protocol == "gdumb" else 0.2,
+            coarse=arguments.match_resolution if arguments.protocol == "replay" else 0.0,
+            factor=arguments.factor,
             augment=augmentation("color", "crop", "flip", "scale", "rotate"),
             cutmix=0.5,
             device=self.device,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import itertools
 import statistics
@@ -75,6 +77,7 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
+        _return_freed_memory()
         reset.write_text("5")  # forgets the highest value so far
         before = _resident(status, "VmRSS")
         if _resident(status, "VmHWM") > before + _FORGOTTEN:
@@ -87,6 +90,12 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int | None:
 
 # Where the highest value is above the present one by more than this, it was not forgotten.
 _FORGOTTEN = 2**20
+
+
+def _return_freed_memory() -> None:
+    """Let the C library give back to the system what it keeps for later."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident(status: Path, name: str) -> int:

@@ -86,6 +86,21 @@ class Formation:
         crops = self._crops(stored)[image, row, crop % self.factor]
         return self._enlarge(_as_numbers(crops), stored.shape[-2:])
 
+    def coarse(self, images: Tensor) -> Tensor:
+        """Images at the resolution that being stored would leave them.
+
+        Args:
+            images: Floating-point images ``[batch, channels, height, width]``, normalised or not.
+
+        Returns:
+            Images of the same shape; the same ones where the factor is 1.
+        """
+        if self.factor == 1:
+            return images
+        size = images.shape[-2:]
+        small = F.interpolate(images, size=self._crop_size(size[0], size[1]), mode="area")
+        return self._enlarge(small, size)
+
     def pack(self, images: Tensor) -> Tensor:
         """Store images side by side: each group of ``factor**2`` becomes one stored image.
 

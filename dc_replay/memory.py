@@ -313,6 +313,8 @@ class ExemplarMemory:
 
         Raises:
             ArgumentError: If the memory is empty, or ``path`` is a folder or lies in none.
+            DCReplayError: If it cannot be written, on a full disk for example; what ``path`` held
+                before is then still there.
         """
         stored, scale = self._filled(), self._normalization
         contents = _files.MemoryFile(

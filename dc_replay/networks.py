@@ -399,9 +399,10 @@ class MatchingNetwork:
 
     def _check(self, example: Tensor) -> None:
         """Try two images: of one alone, batch normalisation may have too few values."""
+        parameters = self.fresh()
         with torch.no_grad():
             try:
-                logits, features = self(self.fresh(), example)
+                logits, features = self(parameters, example)
             except ArgumentError:
                 raise
             except (RuntimeError, ValueError, IndexError) as error:
@@ -416,6 +417,15 @@ class MatchingNetwork:
                 f"[2, features] and [2, {self.classes}] are needed; flatten before that layer, "
                 f"and end with it"
             )
+        try:
+            torch.func.grad(lambda weights: self(weights, example)[0].sum())(parameters)
+        except RuntimeError as error:
+            raise ArgumentError(
+                f"`network` cannot be differentiated by torch.func: {str(error).splitlines()[0]}; "
+                f"a layer that changes its own buffers in the forward pass must go; in the place "
+                f"of a normalisation with running statistics of your own use torch.nn.GroupNorm, "
+                f"or torch.nn.BatchNorm2d, which is made to use those of each batch"
+            ) from error
 
 
 class _OwnFeatures(nn.Module):

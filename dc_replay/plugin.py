@@ -20,6 +20,7 @@ from dc_replay.errors import ArgumentError
 from dc_replay.memory import ExemplarMemory
 from dc_replay.memory_only import MemoryOnlyPlugin
 from dc_replay.pixels import Normalization
+from dc_replay.transforms import some_coarse
 
 __all__ = ["CondensedReplayPlugin", "DistillationPlugin", "MemoryOnlyPlugin"]
 
@@ -40,6 +41,10 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         batch_size_mem: Exemplars in a mini-batch; None takes the strategy's ``train_mb_size``.
         normalization: What the network's input is normalised with; None finds it.
         augment: Applied to exemplars only, with a generator of this plugin.
+        match_resolution: The share of new images that are shown at the resolution of an exemplar,
+            from 0 to 1; each is drawn by itself. An exemplar of a factor above 1 is less sharp than
+            a new image, and a network that learns to tell old classes from new ones by that takes
+            every sharp test image for one of the new. Nothing happens where the factor is 1.
         seed: At least 0. Condensing and replay follow from it.
         progress: Whether to show progress bars.
         checkpoint_dir: A folder for the state of each experience's condensation, from which a run
@@ -60,6 +65,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         batch_size_mem: int | None = None,
         normalization: Normalization | None = None,
         augment: ImageAugment | None = None,
+        match_resolution: float = 0.5,
         seed: int = 0,
         progress: bool = True,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -75,6 +81,12 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             progress=progress,
             checkpoint_dir=checkpoint_dir,
         )
+        if not 0 <= match_resolution <= 1:
+            raise ArgumentError(
+                f"`match_resolution` is {match_resolution}, but is a share of the new images, from "
+                f"0 to 1"
+            )
+        self.match_resolution = match_resolution
         self.batch_size_mem = batch_size_mem
         self.augment = augment
         self._generator: Generator | None = None
@@ -114,9 +126,16 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             return
         batch = strategy.mbatch
         _check_batch(batch, self.memory)
+        device = batch[0].device
+        if batch[0].is_floating_point():
+            batch[0] = some_coarse(
+                batch[0],
+                self.memory.formation,
+                share=self.match_resolution,
+                generator=self._generator,
+            )
         count = self.batch_size_mem or strategy.train_mb_size
         images, labels = self.memory.sample(count, generator=self._generator)
-        device = batch[0].device
         images, labels = images.to(device), labels.to(device)
         if self.augment is not None:
             images = self.augment(images, self._generator)

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
+from dc_replay.formation import Formation
 from dc_replay.pixels import Normalization
 
 
@@ -116,6 +117,24 @@ def flipped(images: Tensor, generator: Generator, *, axis: int, probability: flo
     place = torch.arange(count, device=device) + count * (drawn < probability)
     # Choosing among whole images is several times faster than choosing among their pixels.
     return torch.cat([images, images.flip(axis)]).index_select(0, place)
+
+
+def some_coarse(
+    images: Tensor, formation: Formation, *, share: float, generator: Generator
+) -> Tensor:
+    """Show some of the images at the resolution that being stored would leave them.
+
+    Args:
+        images: Floating-point images ``[batch, channels, height, width]``.
+        formation: How images are stored; with a factor of 1 nothing changes.
+        share: The chance of each image, from 0 to 1.
+        generator: Source of one number for each image, unless nothing changes.
+    """
+    if formation.factor == 1 or not share:
+        return images
+    drawn = torch.rand(len(images), generator=generator, device=generator.device)
+    chosen = (drawn < share).to(images.device)[:, None, None, None]
+    return torch.where(chosen, formation.coarse(images), images)
 
 
 def cropped(

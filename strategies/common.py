@@ -19,7 +19,9 @@ from dc_replay.augment import Augmentation, cutmix
 from dc_replay.budgets import Budget, ImagesPerClass
 from dc_replay.buffer import CondensedBuffer
 from dc_replay.condense import Condenser
+from dc_replay.formation import Formation
 from dc_replay.networks import FeatureNetwork
+from dc_replay.transforms import some_coarse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,9 @@ class Setup:
         lr: Learning rate of SGD.
         milestones: Shares of the epochs after which the rate falls.
         decay: By what factor it falls.
+        coarse: Where new data are trained on, the share of them that is shown at the resolution of
+            an exemplar of ``factor``, once there are any: the same for every method.
+        factor: Crops along each side of a stored image, for recipes that pack.
         augment: Augmentation of all images that are trained on.
         cutmix: Chance that a mini-batch is mixed.
         device: Where to run.
@@ -62,6 +67,8 @@ class Setup:
     lr: float
     milestones: tuple[float, ...]
     decay: float
+    coarse: float
+    factor: int
     augment: Augmentation
     cutmix: float
     device: torch.device
@@ -123,9 +130,43 @@ def naive(setup: Setup, plugins: Sequence[SupervisedPlugin[Any]] = ()) -> Naive:
         train_epochs=setup.epochs,
         eval_mb_size=500,
         device=setup.device,
-        plugins=[*plugins, augment, schedule],
+        plugins=[
+            CoarseImages(Formation(setup.factor), setup.coarse, setup.seed),
+            *plugins,
+            augment,
+            schedule,
+        ],
         evaluator=setup.evaluator,
     )
+
+
+class CoarseImages(SupervisedPlugin[Any]):
+    """Shows a share of the images of later experiences as coarse as packed exemplars are.
+
+    It comes before the plugins that put exemplars into the mini-batch. Without it a network learns
+    to tell classes with packed exemplars from new ones by sharpness; exemplars that are raw images
+    of a loader's mini-batch are shown so, too, which is the same to them.
+    """
+
+    def __init__(self, formation: Formation, share: float, seed: int) -> None:
+        super().__init__()
+        self.formation = formation
+        self.share = share
+        self.seed = seed
+        self._generator: Generator | None = None
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Start the draws of this experience; the first has nothing to be told apart from."""
+        step = strategy.experience.current_experience
+        if step:
+            self._generator = Generator().manual_seed(500_000 + 1_000 * self.seed + step)
+
+    def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Change some of the images."""
+        if self._generator is not None:
+            strategy.mbatch[0] = some_coarse(
+                strategy.mbatch[0], self.formation, share=self.share, generator=self._generator
+            )
 
 
 class AugmentBatch(SupervisedPlugin[Any]):

@@ -9,7 +9,12 @@ from strategies.common import Contender, Setup, naive, shrinking
 def condensed_replay(setup: Setup) -> Contender:
     """Append as many exemplars to each mini-batch as it has new images."""
     replay = CondensedReplayPlugin(
-        condenser=setup.condenser, budget=setup.budget, seed=setup.seed, progress=setup.progress
+        condenser=setup.condenser,
+        budget=setup.budget,
+        # Done alike for all methods; see CoarseImages.
+        match_resolution=0.0,
+        seed=setup.seed,
+        progress=setup.progress,
     )
     return Contender(
         strategy=naive(setup, [replay]),

@@ -168,3 +168,13 @@ def test_a_factor_with_crops_outside_of_the_image_is_refused(factor, height, wid
 def test_an_incomplete_group_cannot_be_packed():
     with pytest.raises(ArgumentError, match="`images` holds 6 images.*multiple of the 4.*factor 2"):
         Formation(2).pack(torch.zeros(6, 3, 8, 8))
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_coarse_images_are_those_that_storing_would_leave(factor, generator):
+    formation = Formation(factor)
+    images = torch.rand(factor**2, 3, 8, 12, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(formation.coarse(images), formation.decode(formation.pack(images)))
+    shifted = formation.coarse(3 * images - 1)  # normalised or not is the same
+    torch.testing.assert_close(shifted, 3 * formation.coarse(images) - 1)
+    assert formation.coarse(torch.rand(2, 1, 7, 5, generator=generator)).shape == (2, 1, 7, 5)

@@ -334,6 +334,28 @@ def test_unusable_networks_are_refused(factory, message):
         MatchingNetwork(factory, 3, images())
 
 
+class Counting(nn.Module):
+    """Keeps a running mean, as batch normalisation does, but is none."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.first = nn.Linear(3 * 64, 8)
+        self.register_buffer("mean", torch.zeros(8))
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, images):
+        hidden = self.first(images.flatten(1))
+        self.mean.mul_(0.9).add_(0.1 * hidden.mean(dim=0))
+        return self.head(hidden - self.mean)
+
+
+def test_layers_with_state_of_their_own_are_refused():
+    with pytest.raises(
+        ArgumentError, match="`network` cannot be differentiated by torch.func: .*G"
+    ):
+        MatchingNetwork(Counting, 3, images())
+
+
 FUSED = {
     "norm": (networks.InstanceNorm(3), (4, 3, 6, 5)),
     "pool": (networks.HalvingPool(), (4, 3, 6, 4)),

@@ -28,6 +28,7 @@ from dc_replay import recipes
 from dc_replay.budgets import ImagesPerClass, TotalImages
 from dc_replay.distillation import distillation_loss
 from dc_replay.errors import ArgumentError
+from dc_replay.formation import Formation
 from dc_replay.memory import ExemplarMemory
 from dc_replay.networks import convnet_for
 from dc_replay.plugin import CondensedReplayPlugin, DistillationPlugin, MemoryOnlyPlugin
@@ -236,6 +237,38 @@ def test_augmentation_is_for_exemplars_alone(device):
         assert batch[0][:5].max() < 50 < batch[0][5:].min()
 
 
+def new_images(**options):
+    """The new images of the second experience's batches, as they came and as they are shown."""
+
+    class Before(SupervisedPlugin):
+        def before_training_iteration(self, strategy, **kwargs):
+            came.append(strategy.mbatch[0].clone())
+
+    came, last = [], Batches()
+    plugin = CondensedReplayPlugin(**options_of(**options))
+    strategy = naive(Before(), plugin, last, train_mb_size=20, train_epochs=3)
+    for experience in pairs().train_stream[:2]:
+        strategy.train(experience)
+    shown = [batch[0] for batch in last.seen[1]]
+    return torch.cat(came[3:]), torch.cat([batch[:20] for batch in shown])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_new_images_is_as_coarse_as_an_exemplar(share):
+    came, shown = new_images(match_resolution=share)
+    coarse = Formation(2).coarse(came)
+    changed = (shown != came).flatten(1).any(dim=1)
+    assert torch.equal(shown[changed], coarse[changed])
+    assert torch.equal(shown[~changed], came[~changed])
+    assert (0.2 < changed.float().mean() < 0.8) if share == 0.5 else bool((changed == share).all())
+
+
+def test_new_images_stay_where_exemplars_are_as_sharp():
+    condenser = recipes.random(factor=1, network=NETWORK)
+    came, shown = new_images(condenser=condenser, match_resolution=1.0)
+    assert torch.equal(came, shown)
+
+
 @both_plugins
 def test_the_seed_decides(make):
     runs = []
@@ -258,7 +291,8 @@ def test_the_seed_decides(make):
 def test_replay_draws_nothing_from_global_generators():
     """So what else is random goes the way it would without replay."""
     orders = []
-    for plugins in ([], [CondensedReplayPlugin(**options_of(augment=lambda x, _: x))]):
+    options = options_of(augment=lambda images, _: images, match_resolution=0.0)
+    for plugins in ([], [CondensedReplayPlugin(**options)]):
         batches = Batches()
         torch.manual_seed(7)
         network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 6))
@@ -604,6 +638,11 @@ BAD = {
         MemoryOnlyPlugin,
         options_of(presentations_per_stored=0),
         "`presentations_per_stored` is 0; pass",
+    ),
+    "resolution": (
+        CondensedReplayPlugin,
+        options_of(match_resolution=1.5),
+        "`match_resolution` is 1.5, but is a share of the new images",
     ),
     "recipe": (CondensedReplayPlugin, options_of(condenser=recipes.idc), "call a recipe"),
 }

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 import dc_replay
 from benchmarks.readme import FILES, ROOT, updated
+from benchmarks.results import write_figures
 from dc_replay import ExemplarMemory
 from dc_replay.networks import ConvNet
 
@@ -88,13 +89,31 @@ def test_attach_example_is_short() -> None:
 def test_figures_are_those_of_the_results() -> None:
     for path in FILES:
         text = path.read_text(encoding="utf-8")
-        assert "<!-- results:" in text
         assert updated(text) == text, path
+    assert "<!-- results:" in README
 
 
 def test_linked_files_exist() -> None:
-    for path in FILES:
-        links = re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text(encoding="utf-8"))
-        assert links
-        for link in links:
-            assert (path.parent / link).exists(), link
+    found = [
+        (path.parent, link)
+        for path in FILES
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text(encoding="utf-8"))
+    ]
+    assert found
+    for folder, link in found:
+        assert (folder / link).exists(), link
+
+
+def test_figures_of_time_become_a_table(tmp_path: Path) -> None:
+    write_figures(
+        tmp_path / "figures",
+        "scaling",
+        [{"classes": 5, "ipc": 10, "side": 32, "seconds": [0.2, 0.4, 0.3]}],
+        command="the command",
+        settings={},
+        device="cpu",
+    )
+    text = "before\n<!-- results: figures -->\n<!-- end of results -->\nafter"
+    found = updated(text, root=tmp_path)
+    assert "| 5 | 10 | 32 | 0.300 |" in found and "the command" in found
+    assert updated(found, root=tmp_path) == found

@@ -4,6 +4,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from benchmarks.class_incremental import Arguments, Run, cli, main
 from benchmarks.compiled import CompiledLayers
 from benchmarks.data import load
 from benchmarks.presets import PRESETS, condenser, network_factory
-from dc_replay import RECIPES, ArgumentError, ExemplarMemory
+from dc_replay import RECIPES, ArgumentError, ExemplarMemory, Formation
 from dc_replay.networks import ConvNet
 from strategies import WITHOUT_RECIPE
+from strategies.common import CoarseImages
 
 FIELDS = {
     "method", "protocol", "seed", "step", "classes_seen", "accuracy", "forgetting", "stored_bytes",
@@ -240,3 +242,27 @@ def test_real_images_from_an_npz_file(cifar100_npz: Path, tmp_path: Path) -> Non
         assert (raw == image).flatten(1).all(dim=1).any()
     condensed = ExemplarMemory.load(tmp_path / "memories" / "dream_plus.safetensors")
     assert not (raw == condensed.exemplars.pixels[0]).flatten(1).all(dim=1).any()
+
+
+@pytest.mark.parametrize(
+    ("share", "step", "least", "most"),
+    [(0.5, 1, 20, 80), (0.5, 0, 0, 0), (0.0, 1, 0, 0), (1.0, 2, 100, 100)],
+)
+def test_every_method_sees_the_same_share_of_new_images_coarse(
+    share: float, step: int, least: int, most: int
+) -> None:
+    images = torch.rand(100, 3, 8, 8)
+    strategy = SimpleNamespace(
+        mbatch=[images.clone()], experience=SimpleNamespace(current_experience=step)
+    )
+    plugin = CoarseImages(Formation(2), share, seed=0)
+    plugin.before_training_exp(strategy)
+    plugin.before_training_iteration(strategy)
+    changed = (strategy.mbatch[0] != images).flatten(1).any(dim=1)
+    assert least <= changed.sum() <= most
+    assert torch.equal(strategy.mbatch[0][changed], Formation(2).coarse(images)[changed])
+
+
+def test_a_share_outside_of_0_to_1_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="`match_resolution` is 2.0, but is a share"):
+        Run(replace(smoke(tmp_path), match_resolution=2.0))

@@ -106,7 +106,7 @@ def test_every_case_is_measured(tmp_path: Path) -> None:
     assert [row["recipe"] for row in found["rows"]] == ["idc", "dream_plus"]
     for row in found["rows"]:
         assert len(row["eager_step_seconds"]) == 2
-        assert row["float32_error"] < 1e-4  # uncompiled, but in another order
+        assert row["float32_error"] < max(1e-4, 3 * row["eager_error"])
         assert row["float32_step_ratio"] > 0 and row["float32_iteration_ratio"] > 0
     assert "dream_plus" in table and "iteration" in table
 
@@ -115,9 +115,11 @@ def test_every_case_is_measured(tmp_path: Path) -> None:
 def test_the_gate_closes_on_a_wrong_gradient(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("benchmarks.matching_speed.relative_error", lambda *_: 0.5)
+    errors = iter([0.0, 0.0, 0.5, 0.5] * 2)  # of two classes, eager and then in float32
+    monkeypatch.setattr("benchmarks.matching_speed.relative_error", lambda *_: next(errors))
+    monkeypatch.setattr("benchmarks.matching_speed.has_bfloat16", lambda device: False)
     asked = replace(small(tmp_path), recipes="idc", gate=True, iterations=False)
-    with pytest.raises(Missed, match=r"idc width 4 ipc 1: error of float32 is 0.5, above 0.0001"):
+    with pytest.raises(Missed, match=r"idc width 4 ipc 1: error of float32 is 0.5, above 0"):
         main(asked, "x")
     argv = ["--recipes", "idc", "--widths", "4", "--ipc", "1", "--classes", "2", "--images", "20"]
     argv += ["--real-batch", "8", "--rounds", "1", "--no-iterations", "--gate", "--device", "cpu"]
@@ -125,27 +127,12 @@ def test_the_gate_closes_on_a_wrong_gradient(
     assert "missed: idc width 4" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["classes", "images", "network_images", "factor", "rounds"])
+@pytest.mark.parametrize(
+    "option", ["classes", "images", "network_images", "factor", "exact", "rounds"]
+)
 def test_counts_below_1_are_refused(option: str, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=f"`{option}` is 0, but must be at least 1"):
         main(replace(small(tmp_path), **{option: 0}), "x")
-
-
-@pytest.mark.slow
-def test_a_small_compiled_case_passes_the_gate(tmp_path: Path) -> None:
-    asked = Arguments(
-        recipes="idc",
-        widths="32",
-        ipc="5",
-        classes=3,
-        images=100,
-        network_images=320,
-        rounds=3,
-        gate=True,
-        device="cpu",
-        out=tmp_path,
-    )
-    main(asked, "x")
 
 
 def test_a_case_compares_what_is_above_most_decoded(tmp_path: Path) -> None:
@@ -173,6 +160,7 @@ def test_thresholds_name_what_misses_them() -> None:
         "recipe": "idc",
         "width": 8,
         "ipc": 2,
+        "eager_error": 2e-6,
         "float32_error": 1e-6,
         "bfloat16_error": 0.2,
         "bfloat16_step_ratio": 0.5,
