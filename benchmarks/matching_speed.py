@@ -52,11 +52,10 @@ NORMALIZATION = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 # What a run with --gate must reach on any machine, at the small size that tests run it with.
 GATE_STEP = 1.0
 GATE_ITERATION = 1.0
-# In float32 a unit whose input is nearly 0 may be on in one way and off in another, so that two
-# ways of adding up are as far from each other as each is from float64.
-FLOAT32_ERROR = 1e-4
-TIMES_EAGER = 3
-BFLOAT16_ERROR = 0.1
+# Far above what a unit near 0 does that is on in one way of adding up and off in another; what a
+# wrong formula does is near 1. Tests compare to 1e-9 in float64.
+FLOAT32_ERROR = 1e-2
+BFLOAT16_ERROR = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,11 +373,7 @@ def thresholds(row: dict[str, Any]) -> list[Threshold]:
     name = f"{row['recipe']} width {row['width']} ipc {row['ipc']}"
     best = "bfloat16" if "bfloat16_error" in row else "float32"
     found = [
-        Threshold(
-            f"{name}: error of float32",
-            row["float32_error"],
-            most=max(FLOAT32_ERROR, TIMES_EAGER * row["eager_error"]),
-        ),
+        Threshold(f"{name}: error of float32", row["float32_error"], most=FLOAT32_ERROR),
         Threshold(f"{name}: speed of a step", row[f"{best}_step_ratio"], least=GATE_STEP),
     ]
     if "bfloat16_error" in row:
