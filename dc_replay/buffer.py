@@ -98,8 +98,7 @@ class CondensedBuffer(ExemplarsBuffer):
                 f"`condenser` is {condenser!r}, which cannot condense; call a recipe to get one, "
                 f"for example dream_plus()"
             )
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ArgumentError(f"`seed` is {seed!r}; pass a whole number of at least 0")
+        check_seed(seed)
         each = condenser.formation.images_per_stored
         if max_size is not None:
             budget = Smallest((budget, TotalImages(_stored("max_size", max_size, each))))
@@ -399,6 +398,12 @@ class _DecodedImages(Dataset[tuple[Tensor, "int | Tensor"]]):
 
 _CONDENSING = 0
 REPLAYING = 1
+
+
+def check_seed(seed: int) -> None:
+    """Raise an ArgumentError unless :func:`stream` takes the seed."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ArgumentError(f"`seed` is {seed!r}; pass a whole number of at least 0")
 
 
 def stream(seed: int, purpose: int, *path: int, device: torch.device | str) -> Generator:

@@ -14,7 +14,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
-from dc_replay.buffer import ImageAugment, stream
+from dc_replay.buffer import ImageAugment, check_seed, stream
 from dc_replay.errors import ArgumentError
 from dc_replay.experiences import ExperienceImages, gather
 from dc_replay.pixels import Normalization, Scale
@@ -69,8 +69,7 @@ class DeviceResident(SupervisedPlugin[Any]):
                 f"`augment` is {augment!r}, which cannot be called; pass a function of a batch of "
                 f"images and a generator"
             )
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ArgumentError(f"`seed` is {seed!r}; pass a whole number of at least 0")
+        check_seed(seed)
         self.augment = augment
         self.normalization = normalization
         self.seed = seed
