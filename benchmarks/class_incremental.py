@@ -8,10 +8,11 @@ into the output folder. Started again with the same folder, it goes on where it 
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,9 +141,11 @@ class Run:
         data = self.arguments.in_order(self.data, seed=seed)
         stream = _stream(data, steps)
         torch.manual_seed(seed)
-        contender = self._contender(method, seed, data)
         state = State(self.arguments.out / "state" / f"{method}-{seed}")
+        contender = self._contender(method, seed, data, state.condensing)
         done = self._resume(contender, state, method, seed, stream)
+        if done < state.steps():  # of rows that are not there any more
+            state.remove()
         rows = []
         for step in range(done, steps):
             torch.manual_seed(1_000_003 * (seed + 1) + step)
@@ -156,7 +159,7 @@ class Run:
         state.remove()
         return rows
 
-    def _contender(self, method: str, seed: int, data: ImageData) -> Contender:
+    def _contender(self, method: str, seed: int, data: ImageData, condensing: Path) -> Contender:
         arguments, settings = self.arguments, self.preset
         channels, height, width = data.image_shape
         per_step = self.classes // arguments.steps
@@ -175,7 +178,7 @@ class Run:
             mode=mode,
             steps=epochs * images // batch * arguments.steps,
         )
-        set_precision(model, "auto", self.device)
+        set_precision(model, arguments.precision, self.device)
         chosen = None
         if method not in WITHOUT_RECIPE:
             matching = matching_factory(
@@ -187,7 +190,7 @@ class Run:
             chosen = named_method(method).condenser(
                 settings, factor=arguments.factor, ipc=arguments.ipc, network=matching
             )
-            chosen = replace(chosen, compile=mode)
+            chosen = replace(chosen, compile=mode, precision=arguments.precision)
         setup = Setup(
             model=model,
             classes_per_step=per_step,
@@ -208,6 +211,7 @@ class Run:
             cutmix=0.5,
             device=self.device,
             seed=seed,
+            checkpoint_dir=condensing,
             evaluator=self._evaluator(method, seed),
             progress=not arguments.quiet,
         )
@@ -290,8 +294,9 @@ class Run:
         model = contender.strategy.model
         for experience in stream.train_stream[:done]:
             avalanche_model_adaptation(model, experience)
-        model.load_state_dict(load_file(state.model_file))
-        memory = ExemplarMemory.load(state.memory_file, device=str(self.device))
+        model_file, memory_file = state.files(done)
+        model.load_state_dict(load_file(model_file))
+        memory = ExemplarMemory.load(memory_file, device=str(self.device))
         contender.buffer.memory = memory
         contender.buffer.seconds.extend([0.0] * done)
         contender.resume(done)
@@ -322,42 +327,54 @@ class Run:
             exemplar_sheet(sheet, self.arguments.out / "exemplars.png", class_names=names)
 
 
-@dataclass
+@dataclass(frozen=True)
 class State:
-    """Where a run of one method and seed is: the model and memory after its last step."""
+    """Where a run of one method and seed is.
+
+    The model and the memory after its last step, and how far the condensation of the next one is.
+    Whoever is killed meanwhile leaves one step or the next, never a mixture.
+    """
 
     folder: Path
-    model_file: Path = field(init=False)
-    memory_file: Path = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.model_file = self.folder / "model.safetensors"
-        self.memory_file = self.folder / "memory.safetensors"
+    @property
+    def condensing(self) -> Path:
+        """The folder of the condensation's own states."""
+        return self.folder / "condensing"
 
     def steps(self) -> int:
         """Steps that are saved; 0 where nothing is."""
-        done = self.folder / "steps"
-        return int(done.read_text()) if done.exists() else 0
+        whole = [0]
+        for path in self.folder.glob("after-*"):
+            whole.append(int(path.name.removeprefix("after-")))
+        return max(whole)
+
+    def files(self, steps: int) -> tuple[Path, Path]:
+        """The model and the memory after some steps."""
+        after = self.folder / f"after-{steps}"
+        return after / "model.safetensors", after / "memory.safetensors"
 
     def save(self, contender: Contender, steps: int) -> None:
         """Save a contender after some steps, if it can go on from there."""
         if contender.buffer is None or contender.resume is None:
             return
-        self.remove()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
         weights = {
             name: value.contiguous()
             for name, value in contender.strategy.model.state_dict().items()
         }
-        save_file(weights, self.model_file)
-        contender.buffer.memory.save(self.memory_file)
-        # Written last: without it nothing of the above counts.
-        (self.folder / "steps").write_text(str(steps))
+        save_file(weights, unfinished / "model.safetensors")
+        contender.buffer.memory.save(unfinished / "memory.safetensors")
+        # Under this name it counts.
+        unfinished.rename(self.folder / f"after-{steps}")
+        shutil.rmtree(self.folder / f"after-{steps - 1}", ignore_errors=True)
+        shutil.rmtree(self.condensing, ignore_errors=True)
 
     def remove(self) -> None:
         """Forget what is saved."""
-        for path in (self.folder / "steps", self.model_file, self.memory_file):
-            path.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _stream(data: ImageData, steps: int) -> Any:

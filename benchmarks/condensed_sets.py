@@ -21,7 +21,7 @@ from dc_replay import Condenser, ExemplarMemory, Exemplars, Formation, ImagesPer
 from dc_replay.augment import augmentation, cutmix
 from dc_replay.compilation import CompileMode
 from dc_replay.errors import ArgumentError
-from dc_replay.networks import set_precision
+from dc_replay.networks import Precision, set_precision
 from dc_replay.pixels import dequantise
 
 
@@ -102,6 +102,8 @@ class Condensery:
             memory = ExemplarMemory.load(path, device=self.device)
             return CondensedSet.of(memory, known["seconds"], known["prefix_sizes"])
         condenser = self._condenser(name, data, ipc)
+        state = self.store.out_dir / "state" / path.name
+        state.parent.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
         condensed = condenser.condense(
             data.x_train.to(self.device),
@@ -110,6 +112,7 @@ class Condensery:
             generator=Generator(device=self.device).manual_seed(seed),
             normalization=data.normalization(),
             progress=not self.workload.quiet,
+            checkpoint=state,
         )
         seconds = time.perf_counter() - started
         memory = ExemplarMemory(
@@ -134,6 +137,7 @@ class Condensery:
                 **environment(self.device),
             }
         )
+        state.unlink(missing_ok=True)
         return CondensedSet.of(memory, seconds, means)
 
     def _condenser(self, name: str, data: ImageData, ipc: int) -> Condenser:
@@ -144,7 +148,11 @@ class Condensery:
         condenser = method(name).condenser(
             self.settings, factor=self.workload.factor, ipc=ipc, network=network
         )
-        return replace(condenser, compile=self.workload.compile_mode())
+        return replace(
+            condenser,
+            compile=self.workload.compile_mode(),
+            precision=self.workload.precision,
+        )
 
 
 class FreshTraining:
@@ -160,6 +168,7 @@ class FreshTraining:
         settings: Steps, batch, rate and width.
         device: Where to run.
         mode: Whether to compile the network.
+        precision: What its convolutions compute in.
         quiet: Show no progress bar.
     """
 
@@ -171,6 +180,7 @@ class FreshTraining:
         *,
         device: torch.device,
         mode: CompileMode,
+        precision: Precision,
         quiet: bool,
     ) -> None:
         channels, height, width = data.image_shape
@@ -187,7 +197,7 @@ class FreshTraining:
         self._model = compile_layers(
             self._factory(data.classes), batch=settings.batch, mode=mode, steps=settings.set_steps
         )
-        set_precision(self._model, "auto", device)
+        set_precision(self._model, precision, device)
         self._model.to(device)
 
     def accuracy(self, found: CondensedSet, *, seed: int) -> float:

@@ -122,6 +122,7 @@ def _measure(
         condensery.settings,
         device=condensery.device,
         mode=arguments.compile_mode(),
+        precision=arguments.precision,
         quiet=arguments.quiet,
     )
     for name, ipc, run in tqdm(

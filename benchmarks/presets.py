@@ -152,7 +152,6 @@ def condenser(
         arguments["ipc"] = ipc
     outer = settings.outer or _PUBLISHED_OUTER.get(name)
     built = build(**arguments)
-    built = replace(built, precision="auto")
     if built.objective is not None:
         built = replace(built, outer=outer or built.outer, inner=settings.inner or built.inner)
         if settings.real_batch is not None:

@@ -127,6 +127,7 @@ class _Contest:
             settings,
             device=self.device,
             mode=arguments.compile_mode(),
+            precision=arguments.precision,
             quiet=arguments.quiet,
         )
 

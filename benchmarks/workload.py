@@ -18,6 +18,7 @@ from benchmarks.presets import Preset, preset
 from benchmarks.results import Row
 from dc_replay.compilation import CompileMode
 from dc_replay.errors import ArgumentError, DCReplayError
+from dc_replay.networks import Precision
 
 
 class Missed(Exception):
@@ -69,6 +70,8 @@ class Workload(Place):
             images, for choosing settings.
         root: Where downloaded data are, or go.
         compile: Whether to compile what repeats.
+        precision: What convolutions compute in, of the network that condenses and of the one that
+            is trained; auto takes bfloat16 where the device multiplies it natively.
         quiet: Show no progress bars.
     """
 
@@ -84,6 +87,7 @@ class Workload(Place):
     holdout: int | None = None
     root: Path = Path("data")
     compile: Literal["auto", "always", "never"] = "auto"
+    precision: Precision = "auto"
     quiet: bool = False
 
     def settings(self, chosen: Preset, *, free: tuple[str, ...] = (), **known: object) -> Row:

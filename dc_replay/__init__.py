@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dc_replay.budgets import Budget, ImagesPerClass, Smallest, TotalBytes, TotalImages
     from dc_replay.buffer import CondensedBuffer
     from dc_replay.condense import Condensed, Condenser
-    from dc_replay.errors import ArgumentError, DCReplayError, MemoryFileError
+    from dc_replay.errors import ArgumentError, DCReplayError, DivergedError, MemoryFileError
     from dc_replay.exemplars import Exemplars
     from dc_replay.formation import Formation
     from dc_replay.memory import ExemplarMemory
@@ -44,7 +44,7 @@ _NAMES = {
     "budgets": ("Budget", "ImagesPerClass", "Smallest", "TotalBytes", "TotalImages"),
     "buffer": ("CondensedBuffer",),
     "condense": ("Condensed", "Condenser"),
-    "errors": ("ArgumentError", "DCReplayError", "MemoryFileError"),
+    "errors": ("ArgumentError", "DCReplayError", "DivergedError", "MemoryFileError"),
     "exemplars": ("Exemplars",),
     "formation": ("Formation",),
     "memory": ("ExemplarMemory",),
@@ -84,6 +84,7 @@ __all__ = [
     "DCReplayError",
     "DeviceResident",
     "DistillationPlugin",
+    "DivergedError",
     "ExemplarMemory",
     "Exemplars",
     "Formation",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch.utils.data import Dataset
 
 from dc_replay.budgets import Budget, Smallest, TotalImages, whole
 from dc_replay.condense import Condensed, Condenser
-from dc_replay.errors import ArgumentError
+from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.exemplars import Exemplars
 from dc_replay.experiences import ExperienceImages, gather, several_tasks
 from dc_replay.formation import Formation
@@ -173,7 +174,9 @@ class CondensedBuffer(ExemplarsBuffer):
     def remember(self, experience: Any, *, device: torch.device | str) -> Condensed:
         """Condense an experience's images and store the exemplars.
 
-        Global random states are left as they were. On an error the memory is as it was.
+        Global random states are left as they were. On an error the memory is as it was. Where
+        condensing diverges, a warning says so, the last good exemplars are stored, and the history
+        has the message under ``diverged``.
 
         Args:
             experience: An experience of a benchmark's train stream.
@@ -205,15 +208,20 @@ class CondensedBuffer(ExemplarsBuffer):
         classes = gathered.labels.unique().tolist()
         quotas = memory.quotas_with(classes, gathered.pixels.shape[1:])
         images, labels = self._with_returning(gathered, classes)
-        condensed = self.condenser.condense(
-            images,
-            labels,
-            quotas={label: quotas[label] for label in classes},
-            normalization=gathered.normalization,
-            generator=generator,
-            progress=self.progress,
-            **self._checkpoint(),
-        )
+        try:
+            condensed = self.condenser.condense(
+                images,
+                labels,
+                quotas={label: quotas[label] for label in classes},
+                normalization=gathered.normalization,
+                generator=generator,
+                progress=self.progress,
+                **self._checkpoint(),
+            )
+        except DivergedError as error:
+            if error.condensed is None:
+                raise
+            condensed = _last_good(error)
         self._add(condensed.exemplars, gathered.normalization)
         self._tasks = tasks | self._tasks
         self._carries_tasks = gathered.tasks is not None
@@ -410,6 +418,17 @@ def stream(seed: int, purpose: int, *path: int, device: torch.device | str) -> G
     """A generator that follows from a seed and from what it is for."""
     state = np.random.SeedSequence((seed, purpose, *path)).generate_state(2).tolist()
     return Generator(device=device).manual_seed(state[0] | (state[1] & 0x7FFFFFFF) << 32)
+
+
+def _last_good(error: DivergedError) -> Condensed:
+    """What is left of a condensation that diverged, for a run that should not end by it."""
+    warnings.warn(
+        f"{error}. The exemplars that it had reached before are stored",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    condensed: Condensed = error.condensed
+    return replace(condensed, history={**condensed.history, "diverged": [str(error)]})
 
 
 def _stored(name: str, decoded: int, each: int) -> int:

@@ -20,7 +20,7 @@ from dc_replay.budgets import whole
 from dc_replay.checkpoints import Checkpoint, fingerprint
 from dc_replay.comparison import Comparison
 from dc_replay.compilation import CompileMode, wanted
-from dc_replay.errors import ArgumentError
+from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.exemplars import Exemplars
 from dc_replay.formation import Formation
 from dc_replay.multisize import Multisize
@@ -182,7 +182,8 @@ class Condenser:
 
         Raises:
             ArgumentError: If an argument cannot be used.
-            DCReplayError: If the optimisation leaves the range of numbers.
+            DivergedError: If the optimisation leaves the range of numbers. What it had reached
+                before is in ``condensed``.
         """
         real, counts = self._checked(images, labels, quotas, normalization)
         with (
@@ -284,45 +285,50 @@ class Condenser:
             pixels = self._initial(real, counts, apprentice)
         else:  # what comes from there replaces it all
             pixels = [real.scale.mean.new_zeros((n, *real.images.shape[1:])) for n in counts]
-        history: dict[str, list[Any]] = {}
-        if functions.match is not None:
-            optimisation = Optimisation(
-                pixels,
-                match=functions.match,
-                apprentice=apprentice,
-                comparison=comparison,
-                sampler=self.sampler,
-                augment=self.augment,
-                step=self.pixels,
-                update=self.update,
-                warm_up=self.warm_up,
-                inner=self.inner,
-                pace=pace,
+
+        def result(**history: list[Any]) -> Condensed:
+            labels = torch.tensor(real.labels, device=real.images.device)
+            exemplars = Exemplars(
+                torch.cat([quantise(p) for p in pixels]),
+                labels.repeat_interleave(torch.tensor(counts, device=labels.device)),
             )
-            if saved is not None:
-                optimisation.restore(saved)
-            with tqdm(
-                initial=pace.share * pace.total,
-                total=pace.total,
-                desc=self.name,
-                unit=pace.unit,
-                disable=not progress,
-                leave=False,
-                bar_format=None if self.seconds is None else _CLOCK,
-            ) as bar:
+            return Condensed(exemplars, history)
+
+        if functions.match is None:
+            return result()
+        optimisation = Optimisation(
+            pixels,
+            match=functions.match,
+            apprentice=apprentice,
+            comparison=comparison,
+            sampler=self.sampler,
+            augment=self.augment,
+            step=self.pixels,
+            update=self.update,
+            warm_up=self.warm_up,
+            inner=self.inner,
+            pace=pace,
+        )
+        if saved is not None:
+            optimisation.restore(saved)
+        with tqdm(
+            initial=pace.share * pace.total,
+            total=pace.total,
+            desc=self.name,
+            unit=pace.unit,
+            disable=not progress,
+            leave=False,
+            bar_format=None if self.seconds is None else _CLOCK,
+        ) as bar:
+            try:
                 for _ in optimisation.run(file):
                     bar.update(pace.share * pace.total - bar.n)
-            if file is not None:
-                file.try_to_save(optimisation.state())
-            history["distance"] = torch.stack(optimisation.distances).tolist()
-            if comparison.choice is not None:
-                history["prefix_sizes"] = comparison.choice.history
-        labels = torch.tensor(real.labels, device=real.images.device)
-        exemplars = Exemplars(
-            torch.cat([quantise(p) for p in pixels]),
-            labels.repeat_interleave(torch.tensor(counts, device=labels.device)),
-        )
-        return Condensed(exemplars, history)
+            except DivergedError as error:
+                error.condensed = result(**optimisation.history)
+                raise
+        if file is not None:
+            file.try_to_save(optimisation.state())
+        return result(**optimisation.history)
 
     def _initial(self, real: RealImages, counts: list[int], apprentice: Apprentice) -> list[Tensor]:
         generator = apprentice.generator

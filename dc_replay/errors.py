@@ -1,5 +1,7 @@
 """The errors that this package raises on purpose."""
 
+from typing import Any
+
 
 class DCReplayError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -11,3 +13,15 @@ class ArgumentError(DCReplayError, ValueError):
 
 class MemoryFileError(DCReplayError, ValueError):
     """A memory file cannot be read; nothing of it was used."""
+
+
+class DivergedError(DCReplayError):
+    """A condensation left the range of numbers; the message names the iteration and the class.
+
+    Attributes:
+        condensed: What it had reached before, a :class:`~dc_replay.condense.Condensed` with the
+            exemplars as they were after the last matching network whose steps were all finite; None
+            where the error does not come from a condenser.
+    """
+
+    condensed: Any = None

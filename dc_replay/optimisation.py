@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from dc_replay.apprentice import Apprentice
 from dc_replay.augment import Augmentation
 from dc_replay.checkpoints import Checkpoint, Snapshot, joined
 from dc_replay.comparison import Comparison
-from dc_replay.errors import ArgumentError, DCReplayError
+from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.matching import ClassBatch, Launches
+from dc_replay.objectives import Matched
 from dc_replay.pace import Pace
 from dc_replay.randomness import isolated
 from dc_replay.sampling import Sampler
@@ -160,6 +161,9 @@ class Optimisation:
         self.distances: list[Tensor] = []
         self._optimizer = step.optimizer(pixels)
         self._outer = 0
+        # Of each inner iteration with the network of the moment and each class. They are looked at
+        # once per network, because a GPU would have to wait for each look.
+        self._finite: list[Tensor] = []
 
     def run(self, checkpoint: Checkpoint | None = None) -> Iterator[None]:
         """Go on to the end; yield after each inner iteration.
@@ -168,20 +172,34 @@ class Optimisation:
             checkpoint: Where to write the state after each network.
 
         Raises:
-            DCReplayError: If pixels become NaN or infinite.
+            DivergedError: If a distance, a gradient or the pixels become NaN or infinite. The
+                pixels and distances are then those from before the network of that moment.
         """
         device = self.apprentice.real.images.device
         while not self.pace.over:
+            last = [stored.clone() for stored in self.pixels], len(self.distances)
             # So that no state of the global generators is carried from network to network.
             with isolated(self.apprentice.generator, device):
                 self.apprentice.restart()
                 self.apprentice.train(self.warm_up)
                 yield from self._with_one_network()
-            self._clamp()
+            self._check(*last)
+            for stored in self.pixels:
+                stored.clamp_(0, 1)
             self.comparison.end_outer_iteration(self.pixels, self._optimizer)
             self._outer += 1
             if checkpoint is not None and not self.pace.over:
                 checkpoint.save_if_due(self.state)
+
+    @property
+    def history(self) -> dict[str, list[Any]]:
+        """What is worth knowing afterwards; see :class:`~dc_replay.condense.Condensed`."""
+        history: dict[str, list[Any]] = {
+            "distance": torch.stack(self.distances).tolist() if self.distances else []
+        }
+        if self.comparison.choice is not None:
+            history["prefix_sizes"] = self.comparison.choice.history
+        return history
 
     def state(self) -> Snapshot:
         """All that changes from network to network."""
@@ -236,6 +254,7 @@ class Optimisation:
         for position, (stored, matched) in enumerate(zip(self.pixels, found, strict=True)):
             stored.grad = matched.slope
             self.comparison.record(position, matched.prefixes)
+        self._finite.append(torch.stack([_value(matched) for matched in found]).isfinite())
         self.comparison.hold(self.pixels)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -261,12 +280,28 @@ class Optimisation:
             )
         return batches
 
-    def _clamp(self) -> None:
-        for stored, name in zip(self.pixels, self.apprentice.real.labels, strict=True):
-            if not torch.isfinite(stored).all():
-                raise DCReplayError(
-                    f"the pixels of class {name} became NaN or infinite in outer iteration "
-                    f"{self._outer}; lower the pixels' learning rate, now {self.step.lr}, with "
-                    f"dataclasses.replace(condenser, pixels=PixelStep(lr=...))"
-                )
-            stored.clamp_(0, 1)
+    def _check(self, pixels: list[Tensor], distances: int) -> None:
+        """Raise an error, and go back to these pixels, unless all numbers were finite."""
+        after = torch.stack([stored.sum() for stored in self.pixels]).isfinite()
+        finite = torch.stack([*self._finite, after])
+        self._finite = []
+        if finite.all():
+            return
+        inner, position = (~finite).nonzero()[0].tolist()
+        for stored, good in zip(self.pixels, pixels, strict=True):
+            stored.copy_(good)
+        del self.distances[distances:]
+        raise DivergedError(
+            f"the condensation diverged: the distance of class "
+            f"{self.apprentice.real.labels[position]}, its gradient or its pixels became NaN or "
+            f"infinite in outer iteration {self._outer}, inner iteration "
+            f"{min(inner, len(finite) - 2)}; lower the pixels' learning rate, now {self.step.lr}, "
+            f"with dataclasses.replace(condenser, pixels=PixelStep(lr=...)), or that of the "
+            f"matching network, now {self.apprentice.training.lr}, with "
+            f"training=NetworkTraining(lr=...)"
+        )
+
+
+def _value(matched: Matched) -> Tensor:
+    """A number that is NaN or infinite if anything of a class's step is."""
+    return matched.distance + matched.slope.sum()

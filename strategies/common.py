@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ class Setup:
         cutmix: Chance that a mini-batch is mixed.
         device: Where to run.
         seed: Source of all randomness.
+        checkpoint_dir: Where a condensation that was interrupted goes on.
         evaluator: Avalanche's.
         progress: Whether to show progress bars.
     """
@@ -73,6 +75,7 @@ class Setup:
     cutmix: float
     device: torch.device
     seed: int
+    checkpoint_dir: Path
     evaluator: EvaluationPlugin
     progress: bool
 

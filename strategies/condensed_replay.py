@@ -15,6 +15,7 @@ def condensed_replay(setup: Setup) -> Contender:
         match_resolution=0.0,
         seed=setup.seed,
         progress=setup.progress,
+        checkpoint_dir=setup.checkpoint_dir,
     )
     return Contender(
         strategy=naive(setup, [replay]),

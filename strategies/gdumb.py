@@ -9,7 +9,7 @@ from avalanche.core import SupervisedPlugin
 from torch import nn
 
 from dc_replay import MemoryOnlyPlugin
-from strategies.common import Contender, Setup, naive, shrinking
+from strategies.common import Contender, Setup, growing_head, naive, shrinking
 
 
 def gdumb(setup: Setup) -> Contender:
@@ -20,8 +20,9 @@ def gdumb(setup: Setup) -> Contender:
         presentations_per_stored=setup.presentations_per_stored,
         seed=setup.seed,
         progress=setup.progress,
+        checkpoint_dir=setup.checkpoint_dir,
     )
-    scratch = FromScratch()
+    scratch = FromScratch(growing_head(setup))
     return Contender(
         strategy=naive(setup, [memory, scratch]),
         stored_images=lambda: len(memory.memory),
@@ -32,14 +33,16 @@ def gdumb(setup: Setup) -> Contender:
 
 
 class FromScratch(SupervisedPlugin[Any]):
-    """Puts the initial model back before each experience."""
+    """Puts the initial model back before each experience.
 
-    def __init__(self) -> None:
+    Args:
+        model: The model as it is before the first, of which a copy is kept.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.initial: nn.Module | None = None
+        self.initial = copy.deepcopy(model)
 
     def before_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Replace the strategy's model; it is adapted to the classes after this."""
-        if self.initial is None:
-            self.initial = copy.deepcopy(strategy.model)
         strategy.model = copy.deepcopy(self.initial).to(strategy.device)

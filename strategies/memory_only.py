@@ -16,6 +16,7 @@ def memory_only(setup: Setup) -> Contender:
         presentations_per_stored=setup.presentations_per_stored,
         seed=setup.seed,
         progress=setup.progress,
+        checkpoint_dir=setup.checkpoint_dir,
     )
     distillation = DistillationPlugin(temperature=2.0)
     strategy = naive(setup, [memory, distillation])

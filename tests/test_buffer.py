@@ -2,7 +2,7 @@ import copy
 import pickle
 import random
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +29,7 @@ from dc_replay.exemplars import Exemplars
 from dc_replay.formation import Formation
 from dc_replay.memory import ExemplarMemory
 from dc_replay.networks import convnet_for
+from dc_replay.optimisation import PixelStep
 from dc_replay.pixels import Normalization
 
 SIDE = 8
@@ -474,6 +475,18 @@ def test_a_condenser_that_breaks_its_word_changes_nothing():
     with pytest.raises(ArgumentError, match="leaves it 1"):
         buffer.remember(pairs()[0], device="cpu")
     assert state_of(buffer.memory) == (None, ImagesPerClass(1), None)
+
+
+def test_the_last_good_exemplars_of_a_condensation_that_diverged_are_stored():
+    initial = make_buffer(replace(idc(), pixels=PixelStep(lr=1e-30)))
+    diverging = make_buffer(replace(idc(), inner=2, pixels=PixelStep(lr=1e35)))
+    experience = pairs()[0]
+    initial.remember(experience, device="cpu")
+    with pytest.warns(RuntimeWarning, match="diverged.* it had reached before are stored"):
+        diverging.remember(experience, device="cpu")
+    assert torch.equal(diverging.memory.exemplars.pixels, initial.memory.exemplars.pixels)
+    [history] = diverging.history
+    assert history["distance"] == [] and "outer iteration 0" in history["diverged"][0]
 
 
 def test_one_label_for_several_classes_is_refused():

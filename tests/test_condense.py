@@ -12,7 +12,7 @@ from dc_replay import networks, pace, recipes
 from dc_replay.apprentice import Apprentice
 from dc_replay.augment import Augmentation
 from dc_replay.condense import Condensed, Condenser
-from dc_replay.errors import ArgumentError, DCReplayError
+from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.formation import Formation
 from dc_replay.multisize import Multisize, PrefixChoice
 from dc_replay.networks import ConvNet, MatchingNetwork, convnet_for
@@ -822,12 +822,92 @@ def test_a_rate_that_leaves_the_range_of_numbers_is_an_error():
     images, labels = toy(labels=[8, 9])
     before = torch.get_rng_state()
     condenser = small("idc", outer=3, inner=4, pixels=PixelStep(lr=1e35))
-    with pytest.raises(
-        DCReplayError, match="pixels of class [89] became NaN.*outer iteration 0; lower the pixels'"
-    ) as caught:
+    message = "class [89].*became NaN.*outer iteration 0, inner iteration [01]; lower the pixels'"
+    with pytest.raises(DivergedError, match=message) as caught:
         run(condenser, images, labels)
     assert not isinstance(caught.value, ArgumentError)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Late(PixelStep):
+    """Moves as it should in the first half of the condensation."""
+
+    def set_rate(self, optimizer, share):
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] if share < 0.5 else 1e35
+
+
+def test_what_was_reached_before_it_diverged_is_kept():
+    images, labels = toy(labels=[8, 9])
+    good = run(small("idc", outer=2, inner=3), images, labels)
+    with pytest.raises(DivergedError, match="outer iteration 2, inner iteration [01]") as caught:
+        run(small("idc", outer=4, inner=3, pixels=Late()), images, labels)
+    kept = caught.value.condensed
+    assert torch.equal(kept.exemplars.pixels, good.exemplars.pixels)
+    assert torch.equal(kept.exemplars.labels, good.exemplars.labels)
+    assert kept.history == good.history and kept.iterations == 6
+
+
+@dataclass(frozen=True, eq=False)
+class Spoilt(GradientMatching):
+    """NaN for one class, from a number of its steps on."""
+
+    position: int = 1
+    good: int = 2
+    steps: list = field(default_factory=list)
+
+    def statistics(self, network, parameters, images, labels, shares):
+        found, features = super().statistics(network, parameters, images, labels, shares)
+        if int(labels[0]) == self.position:
+            self.steps.append(None)
+            if len(self.steps) > 2 * self.good:  # real and synthetic images of each step
+                found = tuple(value * torch.nan for value in found)
+        return found, features
+
+
+def test_the_class_that_diverged_is_named():
+    images, labels = toy((12, 12, 12), labels=[4, 8, 9])
+    condenser = small("idc", outer=2, inner=4, objective=Spoilt())
+    with pytest.raises(DivergedError, match="of class 8, .* outer iteration 0, inner iteration 2"):
+        run(condenser, images, labels)
+
+
+@pytest.mark.parametrize("training", [NetworkTraining(lr=1e30), NetworkTraining(lr=float("inf"))])
+@pytest.mark.parametrize("name", ["idc", "dream"])
+def test_a_matching_network_that_diverges_is_an_error(name, training):
+    images, labels = toy()
+    condenser = small(name, outer=1, inner=3, training=training)
+    with pytest.raises(DivergedError, match="that of the matching network, now (1e\\+30|inf)"):
+        run(condenser, images, labels)
+
+
+def same(count):
+    return torch.full((count, 3, 8, 8), 77, dtype=torch.uint8)
+
+
+@every_recipe
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(16, 3, 8, 8, dtype=torch.uint8),
+        same(16),
+        toy((2, 2))[0].repeat_interleave(4, dim=0),
+        torch.cat([same(8), toy((4, 4))[0]]),
+    ],
+    ids=["black", "constant", "two distinct images", "one class constant"],
+)
+def test_images_that_hardly_differ(name, images):
+    labels = torch.arange(2).repeat_interleave(8)
+    condensed = run(small(name, inner=2), images, labels, quotas=3)
+    assert condensed.exemplars.counts == {0: 3, 1: 3}
+    assert all(np.isfinite(condensed.history.get("distance", [])))
+
+
+@every_recipe
+def test_a_class_of_one_image_beside_a_large_one(name):
+    images, labels = toy((1, 100))
+    condensed = run(small(name), images, labels, quotas=3)
+    assert condensed.exemplars.counts == {0: 1, 1: 3}
 
 
 IMAGES, LABELS = toy((3, 3))

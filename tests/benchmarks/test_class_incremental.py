@@ -15,7 +15,9 @@ from benchmarks.compiled import CompiledLayers
 from benchmarks.data import load
 from benchmarks.presets import PRESETS, condenser, network_factory
 from dc_replay import RECIPES, ArgumentError, ExemplarMemory, Formation
+from dc_replay.checkpoints import Checkpoint
 from dc_replay.networks import ConvNet
+from dc_replay.optimisation import Optimisation
 from strategies import WITHOUT_RECIPE
 from strategies.common import CoarseImages
 
@@ -72,11 +74,24 @@ def test_same_command_again_computes_nothing(
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
+def check_same(whole: Path, parted: Path) -> None:
+    same = ("step", "accuracy", "forgetting", "stored_bytes")
+    assert [[r[k] for k in same] for r in rows(parted)] == [
+        [r[k] for k in same] for r in rows(whole)
+    ]
+    first, second = (
+        ExemplarMemory.load(out / "memories" / "idc.safetensors") for out in (whole, parted)
+    )
+    assert torch.equal(first.exemplars.pixels, second.exemplars.pixels)
+    assert not list((parted / "state").iterdir())
+
+
+@pytest.mark.parametrize("protocol", ["memory-only", "gdumb", "replay"])
 def test_stopped_run_continues_to_the_same_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-    main(smoke(whole, methods="idc", steps=4), "x")
+    main(smoke(whole, methods="idc", steps=4, protocol=protocol), "x")
     step = Run._step
 
     def stop(self: Run, contender, method, seed, number, data, stream):
@@ -86,7 +101,7 @@ def test_stopped_run_continues_to_the_same_results(
 
     monkeypatch.setattr(Run, "_step", stop)
     with pytest.raises(KeyboardInterrupt):
-        main(smoke(parted, methods="idc", steps=4), "x")
+        main(smoke(parted, methods="idc", steps=4, protocol=protocol), "x")
     steps = []
 
     def count(self: Run, contender, method, seed, number, data, stream):
@@ -94,16 +109,45 @@ def test_stopped_run_continues_to_the_same_results(
         return step(self, contender, method, seed, number, data, stream)
 
     monkeypatch.setattr(Run, "_step", count)
-    main(smoke(parted, methods="idc", steps=4), "x")
+    main(smoke(parted, methods="idc", steps=4, protocol=protocol), "x")
     assert steps == [2, 3]
-    same = ("step", "accuracy", "forgetting", "stored_bytes")
-    assert [[r[k] for k in same] for r in rows(parted)] == [
-        [r[k] for k in same] for r in rows(whole)
-    ]
-    first, second = (
-        ExemplarMemory.load(out / "memories" / "idc.safetensors") for out in (whole, parted)
-    )
-    assert torch.equal(first.exemplars.pixels, second.exemplars.pixels)
+    check_same(whole, parted)
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_run_stopped_in_a_condensation_continues_in_it(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    main(smoke(whole, methods="idc", steps=4), "x")
+    saves = []
+
+    def stop(self: Checkpoint, state) -> None:
+        self.save(state())
+        saves.append(self.path)
+        if len(saves) == 2 * step + 1:  # after the first of the step's networks
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "save_if_due", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main(smoke(parted, methods="idc", steps=4), "x")
+    restored = []
+    restore = Optimisation.restore
+    monkeypatch.setattr(Optimisation, "restore", lambda *a: restored.append(restore(*a)))
+    main(smoke(parted, methods="idc", steps=4), "x")
+    assert len(restored) == 1 and len(rows(parted)) == 4
+    check_same(whole, parted)
+
+
+def test_a_state_without_its_rows_is_not_used(tmp_path: Path) -> None:
+    main(smoke(tmp_path, methods="idc", steps=4), "x")
+    found = rows(tmp_path)
+    stale = tmp_path / "state" / "idc-0" / "after-3"
+    stale.mkdir(parents=True)
+    (tmp_path / "results.jsonl").unlink()
+    main(smoke(tmp_path, methods="idc", steps=4), "x")
+    assert [r["accuracy"] for r in rows(tmp_path)] == [r["accuracy"] for r in found]
+    assert not stale.exists()
 
 
 def test_all_methods_get_the_same_bytes_and_gradient_steps(

@@ -57,7 +57,13 @@ def test_a_network_learns_what_the_set_shows() -> None:
     data = load("digits")
     settings = replace(PRESETS["smoke"], width=16, set_steps=150, batch=32, lr=0.02)
     training = FreshTraining(
-        "convnet1", data, settings, device=torch.device("cpu"), mode=False, quiet=True
+        "convnet1",
+        data,
+        settings,
+        device=torch.device("cpu"),
+        mode=False,
+        precision="float32",
+        quiet=True,
     )
 
     def stored(count: int) -> CondensedSet:
