@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from dc_replay.errors import ArgumentError
 
@@ -35,42 +37,70 @@ def wanted(mode: CompileMode, *, steps: int = 0, seconds: float = 0) -> bool:
     return steps >= STEPS_THAT_REPAY or seconds >= SECONDS_THAT_REPAY
 
 
-def compiled(function: Callable[..., Any], compile: bool) -> Callable[..., Any]:
+def compiled(
+    function: Callable[..., Any], compile: bool, *, graphs: bool = False
+) -> Callable[..., Any]:
     """Compile a pure function of tensors as one static graph, or leave it as it is.
 
-    Where compiling fails a warning says why, and the function runs as it is from then on.
+    Where that fails a warning says why, and from then on the function runs without CUDA graphs, or,
+    if that was not the reason, as it is.
 
     Args:
         function: A pure function of tensors and containers of tensors.
         compile: Whether to compile.
+        graphs: Whether a compiled function is recorded as a CUDA graph, which spares a GPU the
+            wait for each of its kernels. What it returns is copied out of the graph's memory.
     """
-    return _Compiled(function) if compile else function
+    return _Compiled(function, graphs) if compile else function
 
 
 class _Compiled:
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._plain = function
-        self._run: Callable[..., Any] = torch.compile(function, dynamic=False)
+    def __init__(self, function: Callable[..., Any], graphs: bool) -> None:
+        self._ways: list[tuple[str, Callable[..., Any]]] = [("uncompiled", function)]
+        self._ways.append(("without CUDA graphs", torch.compile(function, dynamic=False)))
+        if graphs:
+            recorded = torch.compile(function, dynamic=False, mode="reduce-overhead")
+            self._ways.append(("with CUDA graphs", _copied(recorded)))
 
     def __call__(self, *arguments: Any) -> Any:
-        try:
-            # Each new shape of the arguments compiles anew, so any call may be the one that fails.
-            # All condensations of a process share the limit, whose default torch keeps by running
-            # uncompiled without a word.
-            with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
-                return self._run(*arguments)
-        except torch.OutOfMemoryError:  # no fault of the compiler's
-            raise
-        except Exception as error:  # compilers fail in many ways, and none should stop the run
-            if self._run is self._plain:
+        failure: Exception | None = None
+        for number in reversed(range(len(self._ways))):
+            name, run = self._ways[number]
+            try:
+                # Each new shape of the arguments compiles anew, so any call may be the one that
+                # fails. All condensations of a process share the limit, whose default torch keeps
+                # by running uncompiled without a word.
+                with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+                    result = run(*arguments)
+            except torch.OutOfMemoryError:  # no fault of the compiler's
                 raise
-            result = self._plain(*arguments)
-            first = str(error).strip().splitlines()
-            warnings.warn(
-                f"the matching step runs uncompiled, and so more slowly, because compiling it "
-                f"failed: {type(error).__name__}: {first[0] if first else 'no message'}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            self._run = self._plain
+            except Exception as error:  # compilers fail in many ways, and none should stop the run
+                if not number:
+                    raise
+                failure = failure or error
+                continue
+            if failure is not None:
+                del self._ways[number + 1 :]
+                _warn(name, failure)
             return result
+        raise AssertionError("the function itself returns or raises")
+
+
+def _warn(way: str, error: Exception) -> None:
+    first = str(error).strip().splitlines()
+    warnings.warn(
+        f"the matching step runs {way}, and so more slowly, because compiling it failed: "
+        f"{type(error).__name__}: {first[0] if first else 'no message'}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _copied(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose results are not overwritten by the next call, as those of a graph are."""
+
+    def run(*arguments: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return pytree.tree_map_only(Tensor, Tensor.clone, function(*arguments))
+
+    return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -81,18 +82,19 @@ def _build(plan: Plan) -> Programs:
     with isolated(Generator().manual_seed(0), plan.device):
         example = torch.zeros((1, *plan.shape), device=plan.device)
         network = MatchingNetwork(plan.factory, plan.classes, example, precision=plan.precision)
+
+    def fast(function: Callable[..., Any]) -> Callable[..., Any]:
+        return compiled(function, plan.compile, graphs=plan.device.type == "cuda")
+
     launches: Launches | None = None
     if plan.objective is not None:
         match: MatchFunction = match_function(network, plan.objective, plan.formation, plan.augment)
-        launches = Launches(
-            compiled(match, plan.compile),
-            compiled(for_several(match), plan.compile),
-            most=plan.classes_at_once,
-        )
+        several = for_several(match)
+        launches = Launches(fast(match), fast(several), most=plan.classes_at_once)
     return Programs(
         network=network,
-        forward=compiled(network.__call__, plan.compile),
-        step=compiled(plan.training.step_function(network), plan.compile),
+        forward=fast(network.__call__),
+        step=fast(plan.training.step_function(network)),
         match=launches,
     )
 

@@ -103,6 +103,22 @@ def test_a_function_that_itself_fails_raises_its_own_error(monkeypatch):
         compiled(broken, True)(torch.ones(1))
 
 
+def test_a_call_that_fails_either_way_leaves_it_compiled(monkeypatch):
+    def picky(values):
+        if not len(values):
+            raise KeyError("mine")
+        return 2 * values
+
+    def fake(function, **options):
+        return lambda values: function(values) + 1
+
+    monkeypatch.setattr(compilation.torch, "compile", fake)
+    run = compiled(picky, True)
+    with pytest.raises(KeyError, match="mine"):
+        run(torch.ones(0))
+    assert torch.equal(run(torch.ones(2)), torch.full((2,), 3.0))
+
+
 def test_a_device_that_is_full_is_no_fault_of_the_compiler(monkeypatch):
     def full(values):
         raise torch.OutOfMemoryError("full")
@@ -110,6 +126,42 @@ def test_a_device_that_is_full_is_no_fault_of_the_compiler(monkeypatch):
     monkeypatch.setattr(compilation.torch, "compile", lambda function, **options: full)
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         compiled(double, True)(torch.ones(1))
+
+
+def test_graphs_are_recorded_and_what_they_return_is_copied(monkeypatch):
+    asked, result = [], {"found": (torch.ones(2), None, 3)}
+
+    def fake(function, **options):
+        asked.append(options)
+        return lambda values: result
+
+    monkeypatch.setattr(compilation.torch, "compile", fake)
+    found = compiled(double, True, graphs=True)(torch.ones(2))
+    assert asked == [{"dynamic": False}, {"dynamic": False, "mode": "reduce-overhead"}]
+    (copy, none, number) = found["found"]
+    assert torch.equal(copy, torch.ones(2)) and (none, number) == (None, 3)
+    assert copy.data_ptr() != result["found"][0].data_ptr()
+
+
+def test_where_recording_fails_it_stays_compiled(monkeypatch):
+    def fake(function, mode=None, **options):
+        if mode is None:
+            return lambda values: function(values) + 1
+        return lambda values: 1 / 0
+
+    monkeypatch.setattr(compilation.torch, "compile", fake)
+    run = compiled(double, True, graphs=True)
+    with pytest.warns(RuntimeWarning, match="without CUDA graphs, .* ZeroDivisionError: division"):
+        assert torch.equal(run(torch.ones(2)), torch.full((2,), 3.0))
+    assert torch.equal(run(torch.ones(2)), torch.full((2,), 3.0))
+
+
+def test_functions_that_are_recorded_compute_the_same():
+    values = torch.arange(3.0)
+    run = compiled(double, True, graphs=True)
+    first = run(values)
+    assert torch.equal(run(values + 1), 2 * values + 2)
+    assert torch.equal(first, 2 * values)
 
 
 TRAINING = NetworkTraining(batch=6, cutmix=1.0)
