@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 from pathlib import Path
 
 from dc_replay.errors import ArgumentError, DCReplayError
+
+
+def remove_unfinished(path: str | os.PathLike[str]) -> None:
+    """Remove what processes that were killed while they wrote a file have left beside it.
+
+    Only where no other process can be writing it.
+    """
+    path = Path(path)
+    for unfinished in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        unfinished.unlink(missing_ok=True)
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes, *, name: str) -> None:

@@ -76,7 +76,9 @@ class CondensedBuffer(ExemplarsBuffer):
 
     Attributes:
         max_size: As above.
-        history: What condensing each experience recorded.
+        history: What condensing each experience recorded. Of the distances no more than 256 are
+            kept, each the mean of as many iterations as the next, because checkpoints of a long
+            stream would grow by them more than by the memory.
         seconds: How long gathering and condensing each experience took.
 
     Raises:
@@ -226,7 +228,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self._tasks = tasks | self._tasks
         self._carries_tasks = gathered.tasks is not None
         self._tensor_labels = gathered.tensor_labels
-        self.history.append(condensed.history)
+        self.history.append(_thinned(condensed.history))
         self.seconds.append(time.perf_counter() - began)
         return condensed
 
@@ -404,6 +406,7 @@ class _DecodedImages(Dataset[tuple[Tensor, "int | Tensor"]]):
         return decoded[0], label.clone() if self.tensor_labels else int(label)
 
 
+_DISTANCES = 256
 _CONDENSING = 0
 REPLAYING = 1
 
@@ -418,6 +421,17 @@ def stream(seed: int, purpose: int, *path: int, device: torch.device | str) -> G
     """A generator that follows from a seed and from what it is for."""
     state = np.random.SeedSequence((seed, purpose, *path)).generate_state(2).tolist()
     return Generator(device=device).manual_seed(state[0] | (state[1] & 0x7FFFFFFF) << 32)
+
+
+def _thinned(history: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Keep so much of the distances as can be seen in a plot."""
+    distances = history.get("distance", [])
+    each = -(-len(distances) // _DISTANCES)
+    if each <= 1:
+        return history
+    parts = (distances[start : start + each] for start in range(0, len(distances), each))
+    means = [sum(part) / len(part) for part in parts]
+    return {**history, "distance": means}
 
 
 def _last_good(error: DivergedError) -> Condensed:

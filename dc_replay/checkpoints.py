@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dc_replay._writing import write_whole
+from dc_replay._writing import remove_unfinished, write_whole
 from dc_replay.errors import ArgumentError, DCReplayError
 
 FORMAT = "dc-replay-condensation"
@@ -59,7 +59,7 @@ def joined(parts: Mapping[str, Snapshot]) -> Snapshot:
 
 
 class Checkpoint:
-    """A file with the state of one condensation.
+    """A file with the state of one condensation, which one process at a time may use.
 
     It is written in one step, so that whoever is killed meanwhile leaves the state before. Nothing
     in it is executed when it is read.
@@ -78,6 +78,7 @@ class Checkpoint:
             raise ArgumentError(
                 f"`checkpoint` is {str(path)!r}, whose folder does not exist; create it first"
             )
+        remove_unfinished(self.path)
         self.fingerprint = fingerprint
         self._last = time.perf_counter()
         self._cost = 0.0

@@ -47,8 +47,8 @@ class Comparison:
         generator: Source of parts and random subsets.
 
     Raises:
-        ArgumentError: If a class has too few images for its parts, or more stored images than a
-            step may use decoded ones while prefixes are matched.
+        ArgumentError: If a class stores too few images for its parts although it has more, or more
+            than a step may use decoded ones while prefixes are matched.
     """
 
     def __init__(
@@ -152,12 +152,13 @@ class Comparison:
 
     def _divide(self, real: RealImages, subsets: SubsetMatching) -> None:
         for name, rows, count in zip(real.labels, real.rows, self._counts, strict=True):
-            for kind, images in (("decoded", count * self._each), ("real", len(rows))):
-                if images < subsets.parts:
-                    raise ArgumentError(
-                        f"`parts` is {subsets.parts}, but class {name} has only {images} {kind} "
-                        f"images; use at most {images} parts, or leave subset matching out"
-                    )
+            decoded = count * self._each
+            # A class that has no more images than these is divided into as many parts as it has.
+            if decoded < subsets.parts and count < len(rows):
+                raise ArgumentError(
+                    f"`parts` is {subsets.parts}, but class {name} has only {decoded} decoded "
+                    f"images; use at most {decoded} parts, or leave subset matching out"
+                )
             self._synthetic_parts.append(
                 subsets.divide(count * self._each, self._generator, self._device)
             )

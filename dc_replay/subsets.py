@@ -20,8 +20,9 @@ class SubsetMatching:
     whole class blurs. The weight falls linearly to 0 over the condensation.
 
     Works with every objective; with networks that normalise over the batch, parts are normalised
-    by the whole. Source: Tran and Bae, "Subset Matching for Dataset Condensation",
-    section IV.
+    by the whole. A class with fewer images than parts has as many parts as images.
+
+    Source: Tran and Bae, "Subset Matching for Dataset Condensation", section IV.
 
     Attributes:
         parts: Parts of each class; 2 to 4 were found best.

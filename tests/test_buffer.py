@@ -489,6 +489,20 @@ def test_the_last_good_exemplars_of_a_condensation_that_diverged_are_stored():
     assert history["distance"] == [] and "outer iteration 0" in history["diverged"][0]
 
 
+def test_the_history_of_a_long_condensation_is_kept_in_few_numbers():
+    class Long(FirstImages):
+        def condense(self, *arguments, **options):
+            found = super().condense(*arguments, **options)
+            return replace(found, history={"distance": list(range(1000)), "prefix_sizes": [[1]]})
+
+    kept = make_buffer(Long())
+    returned = kept.remember(pairs()[0], device="cpu")
+    assert returned.history["distance"] == list(range(1000))
+    [history] = kept.history
+    assert len(history["distance"]) == 250 and history["prefix_sizes"] == [[1]]
+    assert history["distance"][:2] == [1.5, 5.5] and history["distance"][-1] == 997.5
+
+
 def test_one_label_for_several_classes_is_refused():
     stream = nc_benchmark(
         Pictures(), Pictures(), 3, task_labels=True, class_ids_from_zero_in_each_exp=True

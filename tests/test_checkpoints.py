@@ -347,3 +347,11 @@ def test_a_buffer_keeps_a_file_for_each_experience(tmp_path):
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["idc-3-0.safetensors", "idc-3-1.safetensors"]
     assert torch.equal(memories(folder), expected)
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    left, other = tmp_path / ".run[1].0123abcd.tmp", tmp_path / ".run2.0123abcd.tmp"
+    for path in (left, other):
+        path.write_bytes(b"half")
+    Checkpoint(tmp_path / "run[1]", "x")
+    assert not left.exists() and other.exists()

@@ -143,10 +143,15 @@ def test_prefixes_need_a_decoded_image_of_each_stored_one():
         compare([5], real_images([9]), most=4, multisize=Multisize())
 
 
-@pytest.mark.parametrize(
-    ("counts", "each", "kind", "found"), [([2], 1, "decoded", 2), ([2], 4, "real", 4)]
-)
-def test_there_may_be_no_more_parts_than_images(counts, each, kind, found):
-    message = f"`parts` is 5, but class 10 has only {found} {kind} images; use at most {found}"
+def test_there_may_be_no_more_parts_than_decoded_images():
+    message = "`parts` is 5, but class 10 has only 2 decoded images; use at most 2"
     with pytest.raises(ArgumentError, match=message):
-        compare(counts, real_images([4]), each=each, subsets=SubsetMatching(5))
+        compare([2], real_images([4]), each=1, subsets=SubsetMatching(5))
+
+
+@pytest.mark.parametrize(("each", "matched"), [(1, 1), (4, 1)])
+def test_a_class_of_one_image_has_one_part(each, matched):
+    comparison = compare([1, 2], real_images([1, 6]), each=each, subsets=SubsetMatching(2, 0.5))
+    terms = comparison.terms(0, comparison.draw(0), torch.tensor([0, 0, 0]), 0)
+    assert (terms.weights[1:] > 0).sum() == matched
+    assert all(part.isfinite().all() for part in terms)
