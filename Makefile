@@ -14,7 +14,9 @@ REPLAY_GATE := --gate --model one-layer --images 640 --rounds 3 --out runs/speed
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test speed check format
+LONG_OUT ?= runs/long
+
+.PHONY: demo test test-long speed check format
 
 demo: $(INSTALLED)  ## compare the methods, and ways to shrink, on handwritten digits; see runs/demo
 	$(BIN)/python -m benchmarks.class_incremental $(DEMO_ARGS)
@@ -25,6 +27,12 @@ test: check  ## everything that has to pass
 ifeq ($(origin TEST_ARGS),file)  # not where only some tests are asked for
 	$(MAKE) speed
 endif
+
+test-long: $(INSTALLED)  ## bad input by the thousand, 50 kills, 1,000 experiences; about half an hour
+	DC_REPLAY_LONG=1 DC_REPLAY_LONG_OUT=$(LONG_OUT)/bad_input $(BIN)/python -m pytest $(TEST_ARGS) tests/campaigns
+	$(BIN)/python -m benchmarks.kills --kills 50 --out $(LONG_OUT)/kills
+	$(BIN)/python -m benchmarks.kills --kills 50 --avalanche --out $(LONG_OUT)/kills_avalanche
+	$(BIN)/python -m benchmarks.long_stream --experiences 1000 --gate --out $(LONG_OUT)/long_stream
 
 speed: $(INSTALLED)  ## that what is meant to be fast is not slow; alone on the machine, a minute or two
 	$(BIN)/python -m benchmarks.matching_speed $(MATCHING_GATE)

@@ -1,7 +1,7 @@
 """Keep the tables in the README files equal to the committed results.
 
-``python -m benchmarks.readme`` writes, between each pair of markers in ``README.md`` and
-``benchmarks/README.md``, the table of the results folder that the first marker names.
+``python -m benchmarks.readme`` writes, between each pair of markers in the files below, the
+table of the results folder that the first marker names.
 """
 
 from __future__ import annotations
@@ -12,21 +12,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import iteration_profile, matching_speed, replay_throughput, scaling
+from benchmarks import (
+    iteration_profile,
+    kills,
+    long_stream,
+    matching_speed,
+    replay_throughput,
+    scaling,
+)
 from benchmarks.report import results_section
 from benchmarks.results import ResultStore
 from benchmarks.set_reports import set_section
 from benchmarks.tables import Table, markdown_table
 
 ROOT = Path(__file__).parent.parent
-FILES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+FILES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "reliability.md")
 CELLS: dict[str, Callable[[Sequence[Any]], Table]] = {
     "matching_speed": matching_speed.cells,
     "replay_throughput": replay_throughput.cells,
     "scaling": scaling.cells,
     "iteration_profile": iteration_profile.cells,
+    "kills": kills.cells,
+    "long_stream": long_stream.cells,
 }
-"""Tables of the benchmarks that measure time."""
+"""Tables of the benchmarks that write figures."""
 
 _SECTION = re.compile(
     r"(<!-- results: (?P<folder>\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,6 +70,10 @@ class CondensedBuffer(ExemplarsBuffer):
         max_size: The most *decoded* images, which is what Avalanche counts: stored images times
             ``factor**2``. It then holds in addition to ``budget``. None leaves it to ``budget``:
             the attribute is then that of a total number of images, else ``sys.maxsize``.
+        with_task_labels: Whether an item of :attr:`buffer` has a task label; None does as the items
+            of the last experience do. Strategies that mix both need that; those that read the
+            memory by itself (MIR, ER_ACE, NCM, FeCAM) want a task label, and so True where the
+            experience's items have none. Their classes then count as task 0.
         checkpoint_dir: A folder for the state of each experience's condensation; see
             :meth:`~dc_replay.condense.Condenser.condense`. A run that died and is started again
             with the same seed goes on from there, and has the same exemplars in the end. The files
@@ -94,6 +99,7 @@ class CondensedBuffer(ExemplarsBuffer):
         seed: int = 0,
         progress: bool = False,
         max_size: int | None = None,
+        with_task_labels: bool | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         if not hasattr(condenser, "condense") or isinstance(condenser, type):
@@ -115,18 +121,21 @@ class CondensedBuffer(ExemplarsBuffer):
         self.condenser = condenser
         self.seed = seed
         self.progress = progress
+        self.with_task_labels = with_task_labels
         self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
         self.history: list[dict[str, list[Any]]] = []
         self.seconds: list[float] = []
         self._memory = memory
         self._tasks: dict[int, int] = {}
-        self._carries_tasks = False
+        self._carries_tasks = bool(with_task_labels)
         self._tensor_labels = False
         self._view: _View | None = None
+        # The last experience of a strategy, and how many it had been trained on before.
+        self._remembered: tuple[weakref.ref[Any], Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # The view can be made again; a checkpoint costs what the memory stores.
-        return {**self.__dict__, "_view": None}
+        return {**self.__dict__, "_view": None, "_remembered": None}
 
     @property
     def memory(self) -> ExemplarMemory:
@@ -154,7 +163,7 @@ class CondensedBuffer(ExemplarsBuffer):
 
     @property
     def carries_tasks(self) -> bool:
-        """Whether the items of the last experience carried a task label."""
+        """Whether the items of :attr:`buffer` carry a task label."""
         return self._carries_tasks
 
     def task_labels(self, labels: Tensor) -> Tensor:
@@ -226,15 +235,30 @@ class CondensedBuffer(ExemplarsBuffer):
             condensed = _last_good(error)
         self._add(condensed.exemplars, gathered.normalization)
         self._tasks = tasks | self._tasks
-        self._carries_tasks = gathered.tasks is not None
+        self._carries_tasks = (
+            gathered.tasks is not None if self.with_task_labels is None else self.with_task_labels
+        )
         self._tensor_labels = gathered.tensor_labels
         self.history.append(_thinned(condensed.history))
         self.seconds.append(time.perf_counter() - began)
         return condensed
 
+    def remember_once(self, strategy: Any) -> None:
+        """Store exemplars of the strategy's current experience, as it is now.
+
+        Several plugins of a strategy may share this memory. Each of them asks for this, and the
+        first that does has the experience condensed.
+        """
+        clock = getattr(strategy, "clock", None)
+        now = getattr(clock, "train_exp_counter", None)
+        last = self._remembered
+        if last is None or now is None or last[0]() is not strategy.experience or last[1] != now:
+            self.post_adapt(strategy, strategy.experience)
+            self._remembered = (weakref.ref(strategy.experience), now)
+
     def update(self, strategy: Any, **kwargs: Any) -> None:
         """Store exemplars of the strategy's current experience; what Avalanche's plugins call."""
-        self.post_adapt(strategy, strategy.experience)
+        self.remember_once(strategy)
         if isinstance(strategy, ER_AML):
             each = self._memory.formation.images_per_stored
             least = min(self._memory.counts.values()) * each

@@ -249,7 +249,8 @@ class Condenser:
         functions = programs(
             Plan(
                 factory=self.network or convnet_for((channels, height, width)),
-                classes=len(real.labels),
+                # With a single output the loss would be 0, and so would its gradients.
+                classes=max(2, len(real.labels)),
                 shape=(channels, height, width),
                 device=real.images.device,
                 objective=self.objective,

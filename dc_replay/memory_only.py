@@ -95,7 +95,7 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
 
         By now the strategy has made that loader, and adapted the model to the new classes.
         """
-        self.buffer.remember(strategy.experience, device=strategy.device)
+        self.buffer.remember_once(strategy)
         strategy.dataloader = MemoryLoader(
             self.buffer,
             batch_size=self.batch_size or strategy.train_mb_size,

@@ -151,7 +151,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         """Condense the experience into the memory."""
         # No generator is in flight when a checkpoint is written.
         self._generator = None
-        self.buffer.remember(strategy.experience, device=strategy.device)
+        self.buffer.remember_once(strategy)
 
 
 class DistillationPlugin(SupervisedPlugin[Any], supports_distributed=True):

@@ -904,6 +904,18 @@ def test_images_that_hardly_differ(name, images):
 
 
 @every_recipe
+def test_a_single_class_is_matched_too(name):
+    images, labels = toy((12,))
+    condenser = small(name)
+    if condenser.objective is None:
+        assert run(condenser, images, labels).exemplars.counts == {0: 2}
+    else:
+        condensed = run(replace(condenser, pixels=PixelStep(lr=1.0)), images, labels)
+        start = run(replace(condenser, pixels=PixelStep(lr=1e-30)), images, labels)
+        assert not torch.equal(condensed.exemplars.pixels, start.exemplars.pixels)
+
+
+@every_recipe
 def test_a_class_of_one_image_beside_a_large_one(name):
     images, labels = toy((1, 100))
     condensed = run(small(name), images, labels, quotas=3)
