@@ -1,13 +1,74 @@
-"""What the numbers in a memory file may be, checked without torch, whose import takes seconds."""
+"""What numbers and paths may be, checked without torch, whose import takes seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import operator
+import os
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
 
 from dc_replay.errors import ArgumentError
 
 # From here on single precision, in which torch holds numbers, rounds to infinity.
 _INFINITE = 2.0**128 - 2.0**103
+# And below this it has but few digits, or rounds to 0.
+_LEAST = 2.0**-126
+
+
+def integer(value: Any) -> int:
+    """``value`` as an int; -1, below every bound here, if it is none or needs more than 64 bits."""
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return -1
+    return number if number < 2**63 else -1
+
+
+def real(value: Any) -> float:
+    """``value`` as a float; NaN, which is within no bounds, if it is no real number."""
+    usable = isinstance(value, Real) or getattr(value, "ndim", None) == 0
+    try:
+        return float(value) if usable and not isinstance(value, bool) else math.nan
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        return math.nan
+
+
+def reals(values: Any) -> tuple[float, ...]:
+    """Each of the values by :func:`real`; none if they are no sequence."""
+    if isinstance(values, (str, bytes, Mapping)):
+        return ()
+    try:
+        return tuple(map(real, values))
+    except TypeError:
+        return ()
+
+
+def whole(name: str, value: Any) -> int:
+    """``value`` as an int of at least 1, or an ArgumentError that calls it ``name``."""
+    number = integer(value)
+    if number < 1:
+        # Python does not print numbers of thousands of digits.
+        long = isinstance(value, int) and abs(value) >= 2**63
+        found = "of more than 64 bits" if long else repr(value)
+        raise ArgumentError(f"`{name}` is {found}; pass a whole number of at least 1")
+    return number
+
+
+def path_of(name: str, path: Any) -> Path:
+    """``path`` as a Path, or an ArgumentError that calls it ``name`` if no file can have it."""
+    try:
+        found = Path(path)
+        usable = b"\0" not in os.fsencode(found)
+    except (TypeError, ValueError):
+        usable = False
+    if not usable:
+        raise ArgumentError(
+            f"`{name}` is {path!r}, which cannot name a file; pass a str or a pathlib.Path"
+        )
+    return found
 
 
 def check_factor(factor: object) -> None:
@@ -21,6 +82,8 @@ def check_factor(factor: object) -> None:
 
 def check_crops(factor: int, height: int, width: int) -> None:
     """Raise an ArgumentError if the factor would put whole crops outside of such images."""
+    if not height or not width:
+        raise ArgumentError(f"`images` are of {height}x{width} pixels; pass images that have some")
     if not all(_fits(factor, side) for side in (height, width)):
         smaller = range(min(factor - 1, height, width), 0, -1)
         best = next(f for f in smaller if _fits(f, height) and _fits(f, width))
@@ -36,19 +99,20 @@ def checked_scale(
     """``mean`` and ``std`` as floats, or an ArgumentError if images cannot be normalised by them.
 
     Raises:
-        ArgumentError: If the two differ in length, or a deviation is not positive and finite.
+        ArgumentError: If the two differ in length, or hold anything but finite numbers, or a
+            deviation is not positive.
     """
-    means, deviations = (tuple(float(value) for value in values) for values in (mean, std))
+    means, deviations = reals(mean), reals(std)
     if not means or len(means) != len(deviations):
         raise ArgumentError(
             f"`mean` and `std` must hold one value per channel each, but they hold "
             f"{len(means)} and {len(deviations)}; pass two sequences of equal length"
         )
     finite = all(abs(value) < _INFINITE for value in means + deviations)
-    if not finite or min(deviations) <= 0:
+    if not finite or min(deviations) < _LEAST:
         raise ArgumentError(
-            f"`mean` and `std` must be finite and `std` positive, but got mean {means} "
-            f"and std {deviations}; a channel that never varies takes a std of 1"
+            f"`mean` and `std` must be finite and `std` positive in single precision, but got mean "
+            f"{means} and std {deviations}; a channel that never varies takes a std of 1"
         )
     return means, deviations
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from dc_replay._checks import check_crops, check_factor, checked_scale
+from dc_replay._checks import check_crops, check_factor, checked_scale, path_of
 from dc_replay._writing import write_whole
 from dc_replay.budgets import Budget, ImagesPerClass, Smallest, TotalBytes, TotalImages
 from dc_replay.errors import MemoryFileError
@@ -101,7 +100,8 @@ def write(path: str | os.PathLike[str], memory: MemoryFile, *, name: str = "path
         name: What the message of an error calls the path.
 
     Raises:
-        ArgumentError: If the folder does not exist, or ``path`` is a folder.
+        ArgumentError: If the folder does not exist, or ``path`` is a folder or no path.
+        DCReplayError: If writing fails, on a full disk for example.
     """
     write_whole(path, _serialise(memory), name=name)
 
@@ -110,10 +110,11 @@ def read(path: str | os.PathLike[str]) -> MemoryFile:
     """Read a memory file, believing nothing in it that has not been checked.
 
     Raises:
+        ArgumentError: If ``path`` is no path.
         MemoryFileError: If the file is missing, damaged, of another format or version, or
             contradicts itself.
     """
-    path = Path(path)
+    path = path_of("path", path)
     try:
         with safe_open(path, framework="numpy") as file:
             metadata: dict[str, str] = file.metadata() or {}
@@ -225,7 +226,7 @@ def _interpret(
         check_crops(factor, *pixels.shape[2:])
         scale = None if scale is None else checked_scale(**scale)
         budget = _restore(_json(metadata, "budget"))
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise _Fault(
             f"the metadata `factor`, `normalization` or `budget` cannot be used ({error}); {_AGAIN}"
         ) from error
@@ -263,7 +264,7 @@ def _integers(metadata: Mapping[str, str], key: str) -> list[int]:
     found = _json(metadata, key)
     # type() rather than isinstance(): true and false are no numbers here.
     right = isinstance(found, list) and all(type(item) is int for item in found)
-    if not right or not found or max(map(abs, found)) >= 2**63:
+    if not right or not found or not all(-(2**63) <= item < 2**63 for item in found):
         raise _Fault(
             f"the metadata `{key}` is {str(found)[:60]}, expected a list of whole numbers, not "
             f"empty; {_AGAIN}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import glob
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
+from dc_replay._checks import path_of
 from dc_replay.errors import ArgumentError, DCReplayError
 
 
@@ -31,16 +33,17 @@ def write_whole(path: str | os.PathLike[str], data: bytes, *, name: str) -> None
         name: What the message of an error calls the path.
 
     Raises:
-        ArgumentError: If the folder does not exist, or ``path`` is a folder.
+        ArgumentError: If the folder does not exist, or ``path`` is a folder or no path.
         DCReplayError: If writing fails, on a full disk for example.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ArgumentError(f"`{name}` is {path}, which is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise ArgumentError(f"`{name}` is {path}, whose folder does not exist; create it first")
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    path = path_of(name, path)
+    # Not with_name(), which raises for an empty path.
+    unfinished = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
+        if path.is_dir():
+            raise ArgumentError(f"`{name}` is {path}, which is a folder; name a file in it")
+        if not path.parent.is_dir():
+            raise ArgumentError(f"`{name}` is {path}, whose folder does not exist; create it first")
         with open(unfinished, "xb") as file:
             file.write(data)
             file.flush()
@@ -52,4 +55,5 @@ def write_whole(path: str | os.PathLike[str], data: bytes, *, name: str) -> None
             f"before is still there"
         ) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from dc_replay._checks import whole
 from dc_replay.errors import ArgumentError
 
 
@@ -125,7 +125,11 @@ class Smallest:
 
     def __post_init__(self) -> None:
         parts: list[Budget] = []
-        for budget in self.budgets:
+        try:
+            given = tuple(self.budgets)
+        except TypeError:
+            raise ArgumentError(f"`budgets` is {self.budgets!r}; pass a tuple of budgets") from None
+        for budget in given:
             check_budget(budget)
             parts += budget.budgets if isinstance(budget, Smallest) else (budget,)
         if not parts:
@@ -206,20 +210,13 @@ def check_budget(budget: object) -> None:
         )
 
 
-def whole(name: str, value: object) -> int:
-    """``value`` as an int of at least 1, or an ArgumentError that calls it ``name``."""
-    try:
-        number = 0 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise ArgumentError(f"`{name}` is {value!r}; pass a whole number of at least 1")
-    return number
-
-
 def _check(classes: Sequence[int], image_bytes: int) -> None:
     whole("image_bytes", image_bytes)
-    if len(set(classes)) != len(classes):
+    try:
+        distinct = len(set(classes)) == len(classes)
+    except TypeError:
+        raise ArgumentError(f"`classes` is {classes!r}; pass a sequence of class labels") from None
+    if not distinct:
         raise ArgumentError(f"`classes` is {list(classes)}; name each class once")
 
 

@@ -25,7 +25,8 @@ from avalanche.training.supervised.er_aml import ER_AML
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
-from dc_replay.budgets import Budget, Smallest, TotalImages, whole
+from dc_replay._checks import path_of, whole
+from dc_replay.budgets import Budget, Smallest, TotalImages
 from dc_replay.condense import Condensed, Condenser
 from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.exemplars import Exemplars
@@ -122,7 +123,9 @@ class CondensedBuffer(ExemplarsBuffer):
         self.seed = seed
         self.progress = progress
         self.with_task_labels = with_task_labels
-        self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
+        self.checkpoint_dir = (
+            None if checkpoint_dir is None else path_of("checkpoint_dir", checkpoint_dir)
+        )
         self.history: list[dict[str, list[Any]]] = []
         self.seconds: list[float] = []
         self._memory = memory
@@ -326,7 +329,13 @@ class CondensedBuffer(ExemplarsBuffer):
     def _checkpoint(self) -> dict[str, Path]:
         if self.checkpoint_dir is None:
             return {}
-        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArgumentError(
+                f"`checkpoint_dir` is {self.checkpoint_dir}, which cannot be made: {error}; name "
+                f"another folder"
+            ) from error
         name = f"{self.condenser.name}-{self.seed}-{len(self.seconds)}.safetensors"
         return {"checkpoint": self.checkpoint_dir / name.replace(os.sep, "_")}
 
@@ -433,6 +442,15 @@ class _DecodedImages(Dataset[tuple[Tensor, "int | Tensor"]]):
 _DISTANCES = 256
 _CONDENSING = 0
 REPLAYING = 1
+
+
+def check_augment(augment: object) -> None:
+    """Raise an ArgumentError unless it can be called, or is None."""
+    if augment is not None and not callable(augment):
+        raise ArgumentError(
+            f"`augment` is {augment!r}, which cannot be called; pass a function of a batch of "
+            f"images and a generator"
+        )
 
 
 def check_seed(seed: int) -> None:

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -19,11 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dc_replay._checks import path_of
 from dc_replay._writing import remove_unfinished, write_whole
 from dc_replay.errors import ArgumentError, DCReplayError
 
 FORMAT = "dc-replay-condensation"
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 
 SHARE = 0.01
 """At most this share of the time goes into writing."""
@@ -69,12 +69,13 @@ class Checkpoint:
         fingerprint: Of everything that the result follows from; see :func:`fingerprint`.
 
     Raises:
-        ArgumentError: If the folder does not exist.
+        ArgumentError: If the folder does not exist, or ``path`` is no path.
     """
 
     def __init__(self, path: str | os.PathLike[str], fingerprint: str) -> None:
-        self.path = Path(path)
-        if not self.path.parent.is_dir():
+        self.path = path_of("checkpoint", path)
+        # Not Path.is_dir(), which raises for names that are too long.
+        if not os.path.isdir(self.path.parent):
             raise ArgumentError(
                 f"`checkpoint` is {str(path)!r}, whose folder does not exist; create it first"
             )
@@ -90,14 +91,14 @@ class Checkpoint:
         Raises:
             ArgumentError: If the file is damaged, or belongs to another condensation.
         """
-        if not self.path.exists():
-            return None
         try:
+            if not self.path.exists():
+                return None
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             values = json.loads(metadata.get("values", "null"))
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
+        except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
             raise ArgumentError(
                 f"`checkpoint` is {str(self.path)!r}, which cannot be read: {error}; delete it to "
                 f"start anew"
@@ -113,6 +114,10 @@ class Checkpoint:
                 f"`checkpoint` is {str(self.path)!r}, which belongs to another recipe, other "
                 f"images, another seed or another version; delete it to start anew, or use another "
                 f"folder"
+            )
+        if metadata.get("digest") != _digest(metadata["values"], tensors):
+            raise ArgumentError(
+                f"`checkpoint` is {str(self.path)!r}, which is damaged; delete it to start anew"
             )
         # Generators keep their states on the CPU, whatever their device is.
         moved = {n: t if n.endswith("generator") else t.to(device) for n, t in tensors.items()}
@@ -147,16 +152,24 @@ class Checkpoint:
             DCReplayError: If it cannot be written; the file then holds what it held before.
         """
         began = time.perf_counter()
+        tensors = {name: t.detach().cpu().contiguous() for name, t in snapshot.tensors.items()}
+        values = json.dumps(dict(snapshot.values))
         metadata = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "fingerprint": self.fingerprint,
-            "values": json.dumps(dict(snapshot.values)),
+            "values": values,
+            "digest": _digest(values, tensors),
         }
-        tensors = {name: t.detach().cpu().contiguous() for name, t in snapshot.tensors.items()}
         write_whole(self.path, save(tensors, metadata), name="checkpoint")
         self._last = time.perf_counter()
         self._cost = self._last - began
+
+
+def _digest(values: str, tensors: Mapping[str, Tensor]) -> str:
+    """What tells whether a file holds what was written."""
+    parts = (part for named in sorted(tensors.items()) for part in named)
+    return fingerprint([values, *parts])
 
 
 def fingerprint(parts: Iterable[object]) -> str:

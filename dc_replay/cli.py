@@ -16,7 +16,8 @@ from tyro.conf import DisallowNone, Positional, arg, create_mutex_group
 from tyro.extras import SubcommandApp
 
 from dc_replay import _files, _writing, pictures
-from dc_replay.budgets import ImagesPerClass, TotalBytes, TotalImages, shrunk, whole
+from dc_replay._checks import whole
+from dc_replay.budgets import ImagesPerClass, TotalBytes, TotalImages, shrunk
 from dc_replay.errors import ArgumentError, DCReplayError, MemoryFileError
 
 _File = Annotated[Positional[Path], arg(metavar="FILE")]
@@ -45,7 +46,8 @@ def inspect(
 
     Args:
         file: A file that ExemplarMemory.save wrote.
-        image: Also draw the first stored images of each class, one row per class.
+        image: Also draw the first stored images of each class, one row per class; not all of them
+            where they are many.
     """
     memory = _read(file)
     facts = _facts(memory, file.stat().st_size)
@@ -92,7 +94,7 @@ def shrink(
     _files.write(output, smaller, name="--output")
     print(f"{'images':<14} {len(memory.pixels):,} -> {len(smaller.pixels):,}")
     print(f"{'pixel bytes':<14} {memory.pixels.nbytes:,} -> {smaller.pixels.nbytes:,}")
-    print(f"{'written to':<14} {output}")
+    print(f"{'written to':<14} {_plain(str(output))}")
 
 
 @app.command
@@ -125,7 +127,7 @@ def export(file: _File, out: _Folder, /) -> None:
                 out.rmdir()
         raise
     print(f"{'images':<14} {len(memory.pixels):,} of {len(memory.counts):,} classes")
-    print(f"{'written to':<14} {out}")
+    print(f"{'written to':<14} {_plain(str(out))}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config=(DisallowNone,),
         )
     except (DCReplayError, OSError) as error:
-        print("dc-replay: error:", *str(error).splitlines(), file=sys.stderr)
+        print("dc-replay: error:", _plain(" ".join(str(error).splitlines())), file=sys.stderr)
         return 2
     return 0
 
@@ -184,10 +186,15 @@ def _draw(memory: _files.MemoryFile, path: Path) -> str:
     """Write the sheet, and say how it shows the images."""
     if path.suffix.lower() != ".png":
         raise ArgumentError(f"`--image` is {path}; name a file that ends in .png")
-    _writing.write_whole(path, pictures.sheet(memory.by_class()), name="--image")
-    said = [f"{path}, a row for each class"]
-    if max(memory.counts.values()) > pictures.COLUMNS:
-        said.append(f"the first {pictures.COLUMNS} images of each")
+    sheet = pictures.sheet(memory.by_class())
+    _writing.write_whole(path, sheet.png, name="--image")
+    counts = list(memory.counts.values())
+    said = [f"{_plain(str(path))}, a row for each class"]
+    if len(counts) > sheet.rows:
+        said.append(f"the first {sheet.rows} of {len(counts):,} classes")
+    if max(counts[: sheet.rows]) > sheet.columns:
+        images = "image" if sheet.columns == 1 else f"{sheet.columns} images"
+        said.append(f"the first {images} of each")
     channels = memory.pixels.shape[1]
     shown = pictures.channels_shown(channels)
     if shown != channels:
@@ -238,7 +245,7 @@ def _runs(labels: Iterable[int]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text from a file, without what a terminal would obey."""
+    """Text without what a terminal would obey, or could not show."""
     return text if text.isprintable() else repr(text)
 
 

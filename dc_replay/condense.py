@@ -13,22 +13,22 @@ import torch
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
+from dc_replay._checks import integer, whole
 from dc_replay._files import own_version
 from dc_replay.apprentice import Apprentice
 from dc_replay.augment import Augmentation, augmentation
-from dc_replay.budgets import whole
 from dc_replay.checkpoints import Checkpoint, fingerprint
 from dc_replay.comparison import Comparison
 from dc_replay.compilation import CompileMode, wanted
 from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.exemplars import Exemplars
-from dc_replay.formation import Formation
+from dc_replay.formation import Formation, check_formation
 from dc_replay.multisize import Multisize
 from dc_replay.networks import NetworkFactory, Precision, convnet_for
 from dc_replay.objectives import Objective
 from dc_replay.optimisation import NetworkUpdate, OnReal, Optimisation, PixelStep
 from dc_replay.pace import ByClock, BySteps, Pace, check_seconds
-from dc_replay.pixels import Normalization, dequantise, quantise
+from dc_replay.pixels import Normalization, check_normalization, dequantise, quantise
 from dc_replay.programs import Plan, programs
 from dc_replay.randomness import isolated
 from dc_replay.sampling import RealImages, Sampler, Uniform
@@ -130,8 +130,9 @@ class Condenser:
     def __post_init__(self) -> None:
         for argument, least in {"outer": 1, "inner": 1, "most_decoded": 1, "warm_up": 0}.items():
             value = getattr(self, argument)
-            if value < least:
+            if integer(value) < least:
                 raise ArgumentError(f"`{argument}` is {value}, but must be at least {least}")
+        check_formation(self.formation)
         if self.classes_at_once is not None:
             whole("classes_at_once", self.classes_at_once)
         if self.seconds is not None:
@@ -200,6 +201,10 @@ class Condenser:
         quotas: Mapping[int, int] | int,
         normalization: Normalization | None,
     ) -> tuple[RealImages, list[int]]:
+        for name, value in (("images", images), ("labels", labels)):
+            if not isinstance(value, Tensor):
+                raise ArgumentError(f"`{name}` is a {type(value).__name__}; pass a tensor")
+        check_normalization(normalization)
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise ArgumentError(
                 f"`images` must be uint8 of shape [count, channels, height, width], but is "
@@ -246,9 +251,12 @@ class Condenser:
         saved = file.load(real.images.device) if file is not None else None
         pace = self._pace(real.images.device)
         channels, height, width = real.images.shape[1:]
+        network = self.network
+        if network is None:
+            network = convnet_for((channels, height, width))
         functions = programs(
             Plan(
-                factory=self.network or convnet_for((channels, height, width)),
+                factory=network,
                 # With a single output the loss would be 0, and so would its gradients.
                 classes=max(2, len(real.labels)),
                 shape=(channels, height, width),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dc_replay._checks import integer
 from dc_replay.errors import ArgumentError
 
 
@@ -30,6 +32,9 @@ class Exemplars:
     labels: Tensor
 
     def __post_init__(self) -> None:
+        for name, value in (("pixels", self.pixels), ("labels", self.labels)):
+            if not isinstance(value, Tensor):
+                raise ArgumentError(f"`{name}` is a {type(value).__name__}; pass a tensor")
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
             raise ArgumentError(
                 f"`pixels` must be uint8 of shape [images, channels, height, width], but is "
@@ -78,19 +83,32 @@ class Exemplars:
         Raises:
             ArgumentError: If there are none.
         """
-        chosen = self.pixels[self.labels == label]
-        if not len(chosen):
+        try:
+            number = operator.index(label)
+        except TypeError:
+            number = None
+        if number not in self.classes:
             raise ArgumentError(f"`label` is {label}, but the classes held are {self.classes}")
-        return chosen
+        return self.pixels[self.labels == number]
 
     def prefix(self, quotas: Mapping[int, int]) -> Exemplars:
         """The first images of each class, at most its quota, in a new allocation.
 
         Classes that ``quotas`` does not name are dropped.
+
+        Raises:
+            ArgumentError: If a quota is below 0 or no whole number.
         """
+        if not isinstance(quotas, Mapping):
+            raise ArgumentError(f"`quotas` is {quotas!r}; pass a number for each class")
         start, rows = 0, []
         for label, count in self.counts.items():
-            rows.append(torch.arange(start, start + min(count, quotas.get(label, 0))))
+            quota = integer(quotas.get(label, 0))
+            if quota < 0:
+                raise ArgumentError(
+                    f"`quotas[{label}]` is {quotas[label]!r}; pass a whole number of at least 0"
+                )
+            rows.append(torch.arange(start, start + min(count, quota)))
             start += count
         index = torch.cat(rows).to(self.pixels.device) if rows else self.labels[:0]
         return Exemplars(self.pixels[index], self.labels[index])

@@ -14,7 +14,7 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from dc_replay.errors import ArgumentError
-from dc_replay.pixels import Normalization, quantise
+from dc_replay.pixels import Normalization, check_normalization, quantise
 from dc_replay.randomness import isolated
 
 _CHUNK = 256
@@ -70,6 +70,7 @@ def gather(
             of several shapes or outside of what ``normalization`` can invert, labels are no
             integers, or a class comes with several task labels.
     """
+    check_normalization(normalization)
     dataset = _evaluation_view(experience)
     device = torch.device(device)
     with isolated(generator, device), torch.no_grad():
@@ -204,6 +205,7 @@ class _Reader:
                 f"a tensor [channels, height, width]; end the evaluation transforms with ToTensor()"
             )
         usable = image.is_floating_point() or image.dtype == torch.uint8
+        usable = usable and image.layout == torch.strided and not image.is_meta
         if image.ndim != 3 or not image.numel() or not usable:
             raise ArgumentError(
                 f"`experience` yields a {image.dtype} tensor of shape {list(image.shape)} as image "
@@ -252,7 +254,10 @@ def several_tasks(label: int, known: int, other: int) -> str:
 
 def _whole(what: str, index: int, value: Any) -> int:
     try:
-        return operator.index(value)
+        number = operator.index(value)
+        if not -(2**63) <= number < 2**63:
+            raise ValueError
+        return number
     except (TypeError, ValueError):
         raise ArgumentError(
             f"`experience` yields {_describe(value)} as the {what} of item {index}, but it must be "

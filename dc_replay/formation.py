@@ -149,5 +149,11 @@ class Formation:
         return F.interpolate(crops, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def check_formation(formation: object) -> None:
+    """Raise an ArgumentError unless it is one."""
+    if not isinstance(formation, Formation):
+        raise ArgumentError(f"`formation` is {formation!r}; pass Formation(factor)")
+
+
 def _as_numbers(images: Tensor) -> Tensor:
     return dequantise(images) if images.dtype == torch.uint8 else images

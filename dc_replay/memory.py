@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dc_replay import _files
+from dc_replay._checks import integer, whole
 from dc_replay.budgets import (
     Budget,
     ImagesPerClass,
@@ -18,12 +19,12 @@ from dc_replay.budgets import (
     TotalImages,
     check_budget,
     shrunk,
-    whole,
 )
 from dc_replay.errors import ArgumentError, MemoryFileError
 from dc_replay.exemplars import Exemplars
-from dc_replay.formation import Formation
-from dc_replay.pixels import Normalization, Scale, dequantise
+from dc_replay.formation import Formation, check_formation
+from dc_replay.pixels import Normalization, Scale, check_normalization, dequantise
+from dc_replay.randomness import check_generator
 
 _AS_THEY_ARE = Formation(factor=1)
 _CAPS: dict[str, type[ImagesPerClass | TotalImages | TotalBytes]] = {
@@ -63,6 +64,10 @@ class ExemplarMemory:
         recipe: str = "",
     ) -> None:
         check_budget(budget)
+        check_formation(formation)
+        check_normalization(normalization)
+        if not isinstance(recipe, str):
+            raise ArgumentError(f"`recipe` is {recipe!r}; pass its name")
         self._budget = budget
         self._formation = formation
         self._normalization = normalization
@@ -88,6 +93,7 @@ class ExemplarMemory:
 
     @normalization.setter
     def normalization(self, normalization: Normalization | None) -> None:
+        check_normalization(normalization)
         if self._exemplars is not None and normalization != self._normalization:
             raise ArgumentError(
                 f"`normalization` is {normalization}, but the stored images are replayed with "
@@ -170,7 +176,12 @@ class ExemplarMemory:
             ArgumentError: If the budget is below one image per class, or ``image_shape`` is
                 missing, malformed or another than that of the stored images.
         """
-        shape = tuple(image_shape) if image_shape is not None else self.image_shape
+        shape: tuple[int, ...] | None = self.image_shape
+        if image_shape is not None:
+            try:
+                shape = tuple(map(integer, image_shape))
+            except TypeError:
+                shape = ()
         if shape is None or len(shape) != 3 or min(shape) < 1:
             raise ArgumentError(
                 f"`image_shape` is {image_shape}; while the memory is empty, pass the (channels, "
@@ -181,7 +192,13 @@ class ExemplarMemory:
                 f"`image_shape` is {shape}, but the stored images are {self.image_shape}; use one "
                 f"memory for each shape"
             )
-        classes = list(dict.fromkeys([*self.classes, *(int(label) for label in new_classes)]))
+        try:
+            new = [int(label) for label in new_classes]
+        except (TypeError, ValueError, OverflowError):
+            raise ArgumentError(
+                f"`new_classes` is {new_classes!r}; pass a sequence of class labels"
+            ) from None
+        classes = list(dict.fromkeys([*self.classes, *new]))
         return self._budget.quotas(classes, image_bytes=prod(shape))
 
     def add(self, exemplars: Exemplars) -> None:
@@ -282,6 +299,7 @@ class ExemplarMemory:
         """
         stored = self._filled()
         size = (whole("count", count),)
+        check_generator(generator)
         device = generator.device
         index = torch.randint(self.decoded_len, size, generator=generator, device=device)
         index = index.to(stored.pixels.device)

@@ -12,8 +12,9 @@ from avalanche.core import SupervisedPlugin
 from avalanche.distributed import DistributedHelper
 from torch import Generator, Tensor
 
-from dc_replay.budgets import Budget, whole
-from dc_replay.buffer import REPLAYING, CondensedBuffer, ImageAugment, stream
+from dc_replay._checks import whole
+from dc_replay.budgets import Budget
+from dc_replay.buffer import REPLAYING, CondensedBuffer, ImageAugment, check_augment, stream
 from dc_replay.condense import Condenser
 from dc_replay.exemplars import Exemplars
 from dc_replay.memory import ExemplarMemory
@@ -66,6 +67,7 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
         if presentations_per_stored is not None:
             presentations_per_stored = whole("presentations_per_stored", presentations_per_stored)
         self.presentations_per_stored = presentations_per_stored
+        check_augment(augment)
         self.augment = augment
         self.buffer = CondensedBuffer(
             condenser=condenser,

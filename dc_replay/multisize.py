@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dc_replay.budgets import whole
+from dc_replay._checks import whole
 from dc_replay.checkpoints import Snapshot
 
 

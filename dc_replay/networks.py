@@ -378,6 +378,11 @@ class MatchingNetwork:
         return [name for name, shape in self._shapes.items() if len(shape) in set(dimensions)]
 
     def _build(self) -> nn.Module:
+        if not callable(self.factory) or isinstance(self.factory, nn.Module):
+            raise ArgumentError(
+                f"`network` is a {type(self.factory).__name__}; pass a function that builds a "
+                f"torch.nn.Module from a number of classes, for example convnet_for(shape)"
+            )
         network = self.factory(self.classes)
         if not isinstance(network, nn.Module):
             raise ArgumentError(

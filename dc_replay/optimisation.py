@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dc_replay._checks import integer, real, whole
 from dc_replay.apprentice import Apprentice
 from dc_replay.augment import Augmentation
 from dc_replay.checkpoints import Checkpoint, Snapshot, joined
@@ -34,6 +35,9 @@ class PixelStep:
         final: The share of the rate that is left at the end of the condensation, to which it falls
             linearly. The published methods keep the rate, 1; where steps are few, large ones that
             die away reach further than equal ones.
+
+    Raises:
+        ArgumentError: If a number is out of its range.
     """
 
     lr: float = 5e-3
@@ -42,14 +46,16 @@ class PixelStep:
     final: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
+        if not real(self.lr) > 0:
             raise ArgumentError(f"`lr` is {self.lr}, but the pixels' learning rate must be above 0")
-        if self.reference is not None and self.reference < 1:
+        if not 0 <= real(self.momentum) < float("inf"):
+            raise ArgumentError(f"`momentum` is {self.momentum}, but must be at least 0 and finite")
+        if self.reference is not None and not real(self.reference) >= 1:
             raise ArgumentError(
                 f"`reference` is {self.reference}, but must be at least 1 image per class, or None "
                 f"to use `lr` as it is"
             )
-        if not 0 <= self.final <= 1:
+        if not 0 <= real(self.final) <= 1:
             raise ArgumentError(
                 f"`final` is {self.final}, but must be between 0, to let the rate die away, and 1, "
                 f"to keep it"
@@ -84,9 +90,15 @@ class OnReal:
 
     Attributes:
         images: Images in an inner iteration.
+
+    Raises:
+        ArgumentError: If that is no whole number of at least 1.
     """
 
     images: int = 2000
+
+    def __post_init__(self) -> None:
+        whole("images", self.images)
 
     def __call__(self, apprentice: Apprentice, pixels: list[Tensor]) -> None:
         """Train the apprentice."""
@@ -99,9 +111,16 @@ class OnSynthetic:
 
     Attributes:
         epochs: Epochs in an inner iteration.
+
+    Raises:
+        ArgumentError: If that is no whole number of at least 0.
     """
 
     epochs: int = 50
+
+    def __post_init__(self) -> None:
+        if integer(self.epochs) < 0:
+            raise ArgumentError(f"`epochs` is {self.epochs!r}; pass a whole number of at least 0")
 
     def __call__(self, apprentice: Apprentice, pixels: list[Tensor]) -> None:
         """Train the apprentice."""

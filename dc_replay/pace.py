@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from dc_replay._checks import real
 from dc_replay.checkpoints import Snapshot
 from dc_replay.errors import ArgumentError
 
@@ -135,7 +136,7 @@ class ByClock:
 
 def check_seconds(seconds: float) -> None:
     """Raise an ArgumentError if a time budget is not above 0 and finite."""
-    if not 0 < seconds < float("inf"):
+    if not 0 < real(seconds) < float("inf"):
         raise ArgumentError(
             f"`seconds` is {seconds}, but a time budget must be above 0; leave it None to take "
             f"`outer` times `inner` steps"

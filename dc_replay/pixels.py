@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dc_replay._checks import checked_scale
+from dc_replay._checks import checked_scale, reals, whole
 from dc_replay.errors import ArgumentError
 
 
@@ -36,6 +36,7 @@ class Normalization:
     @classmethod
     def identity(cls, channels: int) -> Normalization:
         """The map for data that a network sees as ``[0, 1]`` images."""
+        channels = whole("channels", channels)
         return cls((0.0,) * channels, (1.0,) * channels)
 
     @classmethod
@@ -44,10 +45,16 @@ class Normalization:
 
         A channel whose two ends coincide gets a range of length 1 above ``low``.
         """
-        ends = zip(low, high, strict=True)
-        spans = [top - bottom if top > bottom else 1.0 for bottom, top in ends]
+        lows, highs = reals(low), reals(high)
+        if not lows or len(lows) != len(highs):
+            raise ArgumentError(
+                f"`low` and `high` must hold one number per channel each, but they hold "
+                f"{len(lows)} and {len(highs)}; pass two sequences of equal length"
+            )
+        ends = zip(lows, highs, strict=True)
+        spans = [1.0 if top <= bottom else top - bottom for bottom, top in ends]
         return cls(
-            tuple(-bottom / span for bottom, span in zip(low, spans, strict=True)),
+            tuple(-bottom / span for bottom, span in zip(lows, spans, strict=True)),
             tuple(1.0 / span for span in spans),
         )
 
@@ -81,6 +88,14 @@ class Normalization:
                 f"[batch, {self.channels}, height, width]; pass one mean and std per channel"
             )
         return self.scale(images.device, images.dtype)
+
+
+def check_normalization(normalization: object) -> None:
+    """Raise an ArgumentError unless it is one, or None."""
+    if normalization is not None and not isinstance(normalization, Normalization):
+        raise ArgumentError(
+            f"`normalization` is {normalization!r}; pass Normalization(mean, std) or None"
+        )
 
 
 class Scale(NamedTuple):

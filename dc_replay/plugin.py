@@ -12,8 +12,9 @@ from avalanche.distributed import DistributedHelper
 from avalanche.models import MultiTaskModule
 from torch import Generator, Tensor, nn
 
-from dc_replay.budgets import Budget, whole
-from dc_replay.buffer import REPLAYING, CondensedBuffer, ImageAugment, stream
+from dc_replay._checks import real, whole
+from dc_replay.budgets import Budget
+from dc_replay.buffer import REPLAYING, CondensedBuffer, ImageAugment, check_augment, stream
 from dc_replay.condense import Condenser
 from dc_replay.distillation import check_temperature, distillation_loss
 from dc_replay.errors import ArgumentError
@@ -81,7 +82,8 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             progress=progress,
             checkpoint_dir=checkpoint_dir,
         )
-        if not 0 <= match_resolution <= 1:
+        check_augment(augment)
+        if not 0 <= real(match_resolution) <= 1:
             raise ArgumentError(
                 f"`match_resolution` is {match_resolution}, but is a share of the new images, from "
                 f"0 to 1"
@@ -172,7 +174,7 @@ class DistillationPlugin(SupervisedPlugin[Any], supports_distributed=True):
 
     def __init__(self, *, weight: float = 1.0, temperature: float = 2.0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        if not weight >= 0:
+        if not real(weight) >= 0:
             raise ArgumentError(f"`weight` is {weight}, but must be at least 0")
         check_temperature(temperature)
         self.weight = weight

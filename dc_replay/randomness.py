@@ -10,6 +10,16 @@ import numpy as np
 import torch
 from torch import Generator
 
+from dc_replay.errors import ArgumentError
+
+
+def check_generator(generator: object) -> None:
+    """Raise an ArgumentError unless it is one."""
+    if not isinstance(generator, Generator):
+        raise ArgumentError(
+            f"`generator` is {generator!r}; pass torch.Generator().manual_seed(seed)"
+        )
+
 
 @contextmanager
 def isolated(generator: Generator, device: torch.device) -> Iterator[None]:
@@ -19,6 +29,7 @@ def isolated(generator: Generator, device: torch.device) -> Iterator[None]:
     the block Python's, numpy's and torch's global generators (of the CPU and of ``device``) are
     seeded from ``generator``; afterwards they are as they were.
     """
+    check_generator(generator)
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     python, numpy = random.getstate(), np.random.get_state()
     devices = [device] if device.type == "cuda" else []

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from dc_replay._checks import integer
 from dc_replay.augment import Augmentation, Color, Crop, Cutout, Flip, Rotate, Scale
 from dc_replay.condense import Condenser
 from dc_replay.errors import ArgumentError
@@ -98,7 +99,7 @@ def representative(*, factor: int = 2, network: NetworkFactory | None = None) ->
 def _published_loops(ipc: int) -> tuple[int, int]:
     """DC's pixel steps per network and epochs on the synthetic images after each."""
     loops = {1: (1, 1), 10: (10, 50), 20: (20, 25), 50: (50, 10)}
-    if ipc < 1:
+    if integer(ipc) < 1:
         raise ArgumentError(f"`ipc` is {ipc}, but must be at least 1 stored image per class")
     return loops[max(known for known in loops if known <= ipc)]
 
@@ -301,6 +302,6 @@ def recipe(name: str) -> Callable[..., Condenser]:
     Raises:
         ArgumentError: If there is none of that name.
     """
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         raise ArgumentError(f"`name` is {name!r}, but the known recipes are {sorted(RECIPES)}")
     return RECIPES[name]

@@ -14,10 +14,10 @@ from avalanche.core import SupervisedPlugin
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
-from dc_replay.buffer import ImageAugment, check_seed, stream
+from dc_replay.buffer import ImageAugment, check_augment, check_seed, stream
 from dc_replay.errors import ArgumentError
 from dc_replay.experiences import ExperienceImages, gather
-from dc_replay.pixels import Normalization, Scale
+from dc_replay.pixels import Normalization, Scale, check_normalization
 from dc_replay.randomness import isolated
 from dc_replay.training_transforms import training_transforms
 from dc_replay.transforms import BatchTransforms
@@ -64,11 +64,8 @@ class DeviceResident(SupervisedPlugin[Any]):
         seed: int = 0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        if augment is not None and not callable(augment):
-            raise ArgumentError(
-                f"`augment` is {augment!r}, which cannot be called; pass a function of a batch of "
-                f"images and a generator"
-            )
+        check_augment(augment)
+        check_normalization(normalization)
         check_seed(seed)
         self.augment = augment
         self.normalization = normalization

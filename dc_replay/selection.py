@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from dc_replay._checks import integer
 from dc_replay.errors import ArgumentError
 from dc_replay.sampling import RealImages, fill, nearest_in_each
 
@@ -67,7 +68,7 @@ class RandomImages:
 
 
 def _check_epochs(epochs: int) -> None:
-    if epochs < 0:
+    if integer(epochs) < 0:
         raise ArgumentError(f"`epochs` is {epochs}, but must be at least 0 epochs of training")
 
 
@@ -173,7 +174,7 @@ class Forgetting:
     epochs: int = 10
 
     def __post_init__(self) -> None:
-        if self.epochs < 2:
+        if integer(self.epochs) < 2:
             raise ArgumentError(
                 f"`epochs` is {self.epochs}, but an image can be forgotten only between epochs; "
                 f"use at least 2"

@@ -125,6 +125,9 @@ def naive(setup: Setup, plugins: Sequence[SupervisedPlugin[Any]] = ()) -> Naive:
     augment = AugmentBatch(setup.augment, setup.cutmix, setup.seed)
     schedule = Schedule(setup.lr, setup.milestones, setup.decay, setup.progress)
     optimizer = torch.optim.SGD(model.parameters(), lr=setup.lr, momentum=0.9, weight_decay=5e-4)
+    coarse = CoarseImages(Formation(setup.factor), setup.coarse, setup.seed)
+    # Exemplars that are packed are coarse already; all other images get their share of it.
+    packed = setup.condenser is not None and setup.condenser.formation.factor > 1
     return Naive(
         model=model,
         optimizer=optimizer,
@@ -133,12 +136,7 @@ def naive(setup: Setup, plugins: Sequence[SupervisedPlugin[Any]] = ()) -> Naive:
         train_epochs=setup.epochs,
         eval_mb_size=500,
         device=setup.device,
-        plugins=[
-            CoarseImages(Formation(setup.factor), setup.coarse, setup.seed),
-            *plugins,
-            augment,
-            schedule,
-        ],
+        plugins=[*([coarse, *plugins] if packed else [*plugins, coarse]), augment, schedule],
         evaluator=setup.evaluator,
     )
 
@@ -146,9 +144,9 @@ def naive(setup: Setup, plugins: Sequence[SupervisedPlugin[Any]] = ()) -> Naive:
 class CoarseImages(SupervisedPlugin[Any]):
     """Shows a share of the images of later experiences as coarse as packed exemplars are.
 
-    It comes before the plugins that put exemplars into the mini-batch. Without it a network learns
-    to tell classes with packed exemplars from new ones by sharpness; exemplars that are raw images
-    of a loader's mini-batch are shown so, too, which is the same to them.
+    Without it a network learns to tell classes with packed exemplars from new ones by sharpness. It
+    comes before the plugins that put such exemplars into the mini-batch, and after those that put
+    raw images there.
     """
 
     def __init__(self, formation: Formation, share: float, seed: int) -> None:

@@ -214,6 +214,28 @@ def test_the_sheet_is_no_wider_than_it_says(saved, run):
     assert place_of(over, picture) is None
 
 
+@pytest.mark.parametrize(
+    ("counts", "pixels", "left_out"),
+    [
+        ({0: 2, 1: 1}, 16_000, ""),
+        ({0: 2, 1: 1}, 12_000, "; the first image of each"),
+        ({0: 1, 1: 2}, 8_000, "; the first 1 of 2 classes"),
+        ({0: 2, 1: 1}, 8_000, "; the first 1 of 2 classes; the first image of each"),
+        (dict.fromkeys(range(1001), 1), pictures.PIXELS, "; the first 100 of 1,001 classes"),
+    ],
+)
+def test_the_sheet_is_no_larger_than_a_bound(saved, run, monkeypatch, counts, pixels, left_out):
+    monkeypatch.setattr(pictures, "PIXELS", pixels)
+    memory = saved(counts, shape=(1, 8, 8), factor=1)
+    said = run("inspect", "memory.safetensors", "--image", "sheet.png")["image"]
+    assert said == f"sheet.png, a row for each class{left_out}"
+    with Image.open("sheet.png") as file:
+        assert file.width * file.height <= pixels
+        picture = np.asarray(file)
+    first = memory.of_class(0).numpy()[0, [0, 0, 0]].transpose(1, 2, 0)
+    assert place_of(first.repeat(6, axis=0).repeat(6, axis=1), picture) is not None
+
+
 # Shrink
 
 

@@ -14,12 +14,12 @@ from benchmarks.class_incremental import Arguments, Run, cli, main
 from benchmarks.compiled import CompiledLayers
 from benchmarks.data import load
 from benchmarks.presets import PRESETS, condenser, network_factory
-from dc_replay import RECIPES, ArgumentError, ExemplarMemory, Formation
+from dc_replay import RECIPES, ArgumentError, CondensedReplayPlugin, ExemplarMemory, Formation
 from dc_replay.checkpoints import Checkpoint
 from dc_replay.networks import ConvNet
 from dc_replay.optimisation import Optimisation
 from strategies import WITHOUT_RECIPE
-from strategies.common import CoarseImages
+from strategies.common import AugmentBatch, CoarseImages
 
 FIELDS = {
     "method", "protocol", "seed", "step", "classes_seen", "accuracy", "forgetting", "stored_bytes",
@@ -305,6 +305,18 @@ def test_every_method_sees_the_same_share_of_new_images_coarse(
     changed = (strategy.mbatch[0] != images).flatten(1).any(dim=1)
     assert least <= changed.sum() <= most
     assert torch.equal(strategy.mbatch[0][changed], Formation(2).coarse(images)[changed])
+
+
+@pytest.mark.parametrize(("method", "first"), [("random", "replay"), ("idc", "coarse")])
+def test_exemplars_that_are_not_packed_get_their_share_too(
+    method: str, first: str, tmp_path: Path
+) -> None:
+    run = Run(smoke(tmp_path, protocol="replay"))
+    data = run.arguments.in_order(run.data, seed=0)
+    contender = run._contender(method, 0, data, tmp_path)
+    kinds = {CondensedReplayPlugin: "replay", CoarseImages: "coarse", AugmentBatch: "augment"}
+    order = [kinds[type(p)] for p in contender.strategy.plugins if type(p) in kinds]
+    assert order == [first, "coarse" if first == "replay" else "replay", "augment"]
 
 
 def test_a_share_outside_of_0_to_1_is_refused(tmp_path: Path) -> None:

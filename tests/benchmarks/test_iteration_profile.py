@@ -12,7 +12,7 @@ ASKED = {"preset": "smoke", "classes": 2, "ipc": 1, "images": 20, "iterations": 
 
 @pytest.mark.parametrize("recipe", ["idc", "dream_plus"])
 def test_parts_are_told_apart(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dc_replay.programs.compiled", lambda function, compile: function)
+    monkeypatch.setattr("dc_replay.programs.compiled", lambda function, compile, **_: function)
     table = main(Arguments(recipe=recipe, out=tmp_path, **ASKED), "the command")
     found = json.loads((tmp_path / "results.json").read_text())
     assert [row["way"] for row in found["rows"]] == ["eager float32", "compiled"]

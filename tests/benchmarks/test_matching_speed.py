@@ -94,7 +94,7 @@ def small(out: Path) -> Arguments:
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dc_replay.programs.compiled", lambda function, compile: function)
+    monkeypatch.setattr("dc_replay.programs.compiled", lambda function, compile, **_: function)
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -25,7 +25,7 @@ ASKED = Arguments(
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dc_replay.programs.compiled", lambda function, compile: function)
+    monkeypatch.setattr("dc_replay.programs.compiled", lambda function, compile, **_: function)
 
 
 def test_one_size_changes_at_a_time() -> None:
