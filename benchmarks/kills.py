@@ -21,7 +21,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -121,12 +120,14 @@ def main(arguments: Arguments, command: str) -> str:
 
 def cells(rows: Sequence[dict[str, Any]]) -> Table:
     """In which phase the kills hit, as a table."""
-    kills = [kill for row in rows for kill in row["kills"]]
-    every = Counter(kill["phase"] for kill in kills)
-    within = Counter(kill["phase"] for kill in kills if kill["within_a_write"])
-    lines = [(phase, str(every[phase]), str(within[phase])) for phase in PHASES]
-    total = ("all", str(every.total()), str(within.total()))
-    return ("killed while", "kills", "within a write"), [*lines, total]
+    kills = [(kill, row["identical"]) for row in rows for kill in row["kills"]]
+    lines = []
+    for name, phases in [*((phase, (phase,)) for phase in PHASES), ("all", PHASES)]:
+        chosen = [(kill, same) for kill, same in kills if kill["phase"] in phases]
+        within = sum(kill["within_a_write"] for kill, _ in chosen)
+        identical = sum(same for _, same in chosen)
+        lines.append((name, str(len(chosen)), str(within), str(identical)))
+    return ("killed while", "kills", "within a write", "same bytes in the end"), lines
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,22 @@ from benchmarks.set_reports import set_section
 from benchmarks.tables import Table, markdown_table
 
 ROOT = Path(__file__).parent.parent
+
+
+def bad_input_cells(rows: Sequence[Any]) -> Table:
+    """How many inputs the campaigns of ``tests/campaigns`` have tried, as a table."""
+    names = {
+        "test_arguments": "arguments",
+        "test_memory_files": "damaged files",
+        "test_memory_machine": "calls in any order",
+    }
+    lines = [
+        (names[row["campaign"]], f"{row['tried']:,}", f"{row['refused']:,}", str(row["failed"]))
+        for row in rows
+    ]
+    return ("campaign", "inputs tried", "refused", "tests failed"), lines
+
+
 FILES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "reliability.md")
 CELLS: dict[str, Callable[[Sequence[Any]], Table]] = {
     "matching_speed": matching_speed.cells,
@@ -34,6 +50,7 @@ CELLS: dict[str, Callable[[Sequence[Any]], Table]] = {
     "iteration_profile": iteration_profile.cells,
     "kills": kills.cells,
     "long_stream": long_stream.cells,
+    "bad_input": bad_input_cells,
 }
 """Tables of the benchmarks that write figures."""
 

@@ -129,14 +129,17 @@ def test_a_process_that_fails_is_an_error_that_says_why(tmp_path: Path) -> None:
 
 def test_kills_are_counted_by_phase() -> None:
     rows = [
-        {"kills": [{"phase": STARTING, "within_a_write": False}]},
-        {"kills": [{"phase": WORKING, "within_a_write": within} for within in (True, False)]},
+        {"identical": False, "kills": [{"phase": STARTING, "within_a_write": False}]},
+        {
+            "identical": True,
+            "kills": [{"phase": WORKING, "within_a_write": within} for within in (True, False)],
+        },
     ]
     header, lines = cells(rows)
-    assert len(header) == 3
-    counted = {line[0]: (line[1], line[2]) for line in lines}
-    assert counted[STARTING] == ("1", "0") and counted[WORKING] == ("2", "1")
-    assert counted["all"] == ("3", "1")
+    assert len(header) == 4
+    counted = {line[0]: line[1:] for line in lines}
+    assert counted[STARTING] == ("1", "0", "0") and counted[WORKING] == ("2", "1", "2")
+    assert counted["all"] == ("3", "1", "2")
 
 
 @pytest.mark.parametrize(
