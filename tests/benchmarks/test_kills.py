@@ -79,7 +79,7 @@ def test_there_are_as_many_kills_as_were_asked_for(
     assert min(drawn) < 1 and max(drawn) > 9
     early = sum(moment < 2 for moment in drawn)
     table = [line.split() for line in shown.splitlines()]
-    assert [STARTING, str(early), str(early)] in table and ["all", "30", "30"] in table
+    assert [STARTING, *3 * [str(early)]] in table and ["all", *3 * ["30"]] in table
     before = list(moments)
     del moments[:]
     main(small(tmp_path, kills=30), "x")
