@@ -61,8 +61,8 @@ class Arguments(Workload):
             total-bytes:N or total-images:N, in stored bytes or images.
         shrink_at: STEP:IPC cuts the memory to IPC images per class before the experience STEP,
             counted from 0, is learned.
-        match_resolution: With protocol replay, the share of the new images of later experiences
-            that every method is shown at the resolution of a packed exemplar; 0 leaves them sharp.
+        match_resolution: With protocol replay, the share of new images that methods with packed
+            exemplars are shown at the exemplars' resolution; 0 leaves them sharp.
         epochs: Overrides the preset's epochs of training.
     """
 
@@ -73,7 +73,7 @@ class Arguments(Workload):
     steps: int = 5
     budget: str | None = None
     shrink_at: str | None = None
-    match_resolution: float = 0.5
+    match_resolution: float = 1.0
     epochs: int | None = None
     out: Path = Path("runs/class_incremental")
 
@@ -205,8 +205,7 @@ class Run:
             lr=settings.lr,
             milestones=(0.5,) if arguments.protocol == "gdumb" else (0.6, 0.8),
             decay=0.1 if arguments.protocol == "gdumb" else 0.2,
-            coarse=arguments.match_resolution if arguments.protocol == "replay" else 0.0,
-            factor=arguments.factor,
+            match_resolution=arguments.match_resolution,
             augment=augmentation("color", "crop", "flip", "scale", "rotate"),
             cutmix=0.5,
             device=self.device,

@@ -45,7 +45,8 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         match_resolution: The share of new images that are shown at the resolution of an exemplar,
             from 0 to 1; each is drawn by itself. An exemplar of a factor above 1 is less sharp than
             a new image, and a network that learns to tell old classes from new ones by that takes
-            every sharp test image for one of the new. Nothing happens where the factor is 1.
+            every sharp test image for one of the new. A share below 1 learns the new classes better
+            and keeps the old ones less well. Nothing happens where the factor is 1.
         seed: At least 0. Condensing and replay follow from it.
         progress: Whether to show progress bars.
         checkpoint_dir: A folder for the state of each experience's condensation, from which a run
@@ -66,7 +67,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         batch_size_mem: int | None = None,
         normalization: Normalization | None = None,
         augment: ImageAugment | None = None,
-        match_resolution: float = 0.5,
+        match_resolution: float = 1.0,
         seed: int = 0,
         progress: bool = True,
         checkpoint_dir: str | os.PathLike[str] | None = None,

@@ -128,10 +128,12 @@ def some_coarse(
         images: Floating-point images ``[batch, channels, height, width]``.
         formation: How images are stored; with a factor of 1 nothing changes.
         share: The chance of each image, from 0 to 1.
-        generator: Source of one number for each image, unless nothing changes.
+        generator: Source of one number for each image, unless none or all change.
     """
     if formation.factor == 1 or not share:
         return images
+    if share == 1:
+        return formation.coarse(images)
     drawn = torch.rand(len(images), generator=generator, device=generator.device)
     chosen = (drawn < share).to(images.device)[:, None, None, None]
     return torch.where(chosen, formation.coarse(images), images)

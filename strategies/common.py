@@ -20,9 +20,7 @@ from dc_replay.augment import Augmentation, cutmix
 from dc_replay.budgets import Budget, ImagesPerClass
 from dc_replay.buffer import CondensedBuffer
 from dc_replay.condense import Condenser
-from dc_replay.formation import Formation
 from dc_replay.networks import FeatureNetwork
-from dc_replay.transforms import some_coarse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +42,8 @@ class Setup:
         lr: Learning rate of SGD.
         milestones: Shares of the epochs after which the rate falls.
         decay: By what factor it falls.
-        coarse: Where new data are trained on, the share of them that is shown at the resolution of
-            an exemplar of ``factor``, once there are any: the same for every method.
-        factor: Crops along each side of a stored image, for recipes that pack.
+        match_resolution: Where new data are trained on beside packed exemplars, the share of them
+            that is shown at the exemplars' resolution. Raw exemplars have nothing to match.
         augment: Augmentation of all images that are trained on.
         cutmix: Chance that a mini-batch is mixed.
         device: Where to run.
@@ -69,8 +66,7 @@ class Setup:
     lr: float
     milestones: tuple[float, ...]
     decay: float
-    coarse: float
-    factor: int
+    match_resolution: float
     augment: Augmentation
     cutmix: float
     device: torch.device
@@ -125,9 +121,6 @@ def naive(setup: Setup, plugins: Sequence[SupervisedPlugin[Any]] = ()) -> Naive:
     augment = AugmentBatch(setup.augment, setup.cutmix, setup.seed)
     schedule = Schedule(setup.lr, setup.milestones, setup.decay, setup.progress)
     optimizer = torch.optim.SGD(model.parameters(), lr=setup.lr, momentum=0.9, weight_decay=5e-4)
-    coarse = CoarseImages(Formation(setup.factor), setup.coarse, setup.seed)
-    # Exemplars that are packed are coarse already; all other images get their share of it.
-    packed = setup.condenser is not None and setup.condenser.formation.factor > 1
     return Naive(
         model=model,
         optimizer=optimizer,
@@ -136,38 +129,9 @@ def naive(setup: Setup, plugins: Sequence[SupervisedPlugin[Any]] = ()) -> Naive:
         train_epochs=setup.epochs,
         eval_mb_size=500,
         device=setup.device,
-        plugins=[*([coarse, *plugins] if packed else [*plugins, coarse]), augment, schedule],
+        plugins=[*plugins, augment, schedule],
         evaluator=setup.evaluator,
     )
-
-
-class CoarseImages(SupervisedPlugin[Any]):
-    """Shows a share of the images of later experiences as coarse as packed exemplars are.
-
-    Without it a network learns to tell classes with packed exemplars from new ones by sharpness. It
-    comes before the plugins that put such exemplars into the mini-batch, and after those that put
-    raw images there.
-    """
-
-    def __init__(self, formation: Formation, share: float, seed: int) -> None:
-        super().__init__()
-        self.formation = formation
-        self.share = share
-        self.seed = seed
-        self._generator: Generator | None = None
-
-    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Start the draws of this experience; the first has nothing to be told apart from."""
-        step = strategy.experience.current_experience
-        if step:
-            self._generator = Generator().manual_seed(500_000 + 1_000 * self.seed + step)
-
-    def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Change some of the images."""
-        if self._generator is not None:
-            strategy.mbatch[0] = some_coarse(
-                strategy.mbatch[0], self.formation, share=self.share, generator=self._generator
-            )
 
 
 class AugmentBatch(SupervisedPlugin[Any]):

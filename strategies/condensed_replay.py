@@ -11,8 +11,7 @@ def condensed_replay(setup: Setup) -> Contender:
     replay = CondensedReplayPlugin(
         condenser=setup.condenser,
         budget=setup.budget,
-        # Done alike for all methods; see CoarseImages.
-        match_resolution=0.0,
+        match_resolution=setup.match_resolution,
         seed=setup.seed,
         progress=setup.progress,
         checkpoint_dir=setup.checkpoint_dir,

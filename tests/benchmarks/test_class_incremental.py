@@ -4,7 +4,6 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,12 +13,11 @@ from benchmarks.class_incremental import Arguments, Run, cli, main
 from benchmarks.compiled import CompiledLayers
 from benchmarks.data import load
 from benchmarks.presets import PRESETS, condenser, network_factory
-from dc_replay import RECIPES, ArgumentError, CondensedReplayPlugin, ExemplarMemory, Formation
+from dc_replay import RECIPES, ArgumentError, CondensedReplayPlugin, ExemplarMemory
 from dc_replay.checkpoints import Checkpoint
 from dc_replay.networks import ConvNet
 from dc_replay.optimisation import Optimisation
 from strategies import WITHOUT_RECIPE
-from strategies.common import AugmentBatch, CoarseImages
 
 FIELDS = {
     "method", "protocol", "seed", "step", "classes_seen", "accuracy", "forgetting", "stored_bytes",
@@ -288,35 +286,11 @@ def test_real_images_from_an_npz_file(cifar100_npz: Path, tmp_path: Path) -> Non
     assert not (raw == condensed.exemplars.pixels[0]).flatten(1).all(dim=1).any()
 
 
-@pytest.mark.parametrize(
-    ("share", "step", "least", "most"),
-    [(0.5, 1, 20, 80), (0.5, 0, 0, 0), (0.0, 1, 0, 0), (1.0, 2, 100, 100)],
-)
-def test_every_method_sees_the_same_share_of_new_images_coarse(
-    share: float, step: int, least: int, most: int
-) -> None:
-    images = torch.rand(100, 3, 8, 8)
-    strategy = SimpleNamespace(
-        mbatch=[images.clone()], experience=SimpleNamespace(current_experience=step)
-    )
-    plugin = CoarseImages(Formation(2), share, seed=0)
-    plugin.before_training_exp(strategy)
-    plugin.before_training_iteration(strategy)
-    changed = (strategy.mbatch[0] != images).flatten(1).any(dim=1)
-    assert least <= changed.sum() <= most
-    assert torch.equal(strategy.mbatch[0][changed], Formation(2).coarse(images)[changed])
-
-
-@pytest.mark.parametrize(("method", "first"), [("random", "replay"), ("idc", "coarse")])
-def test_exemplars_that_are_not_packed_get_their_share_too(
-    method: str, first: str, tmp_path: Path
-) -> None:
-    run = Run(smoke(tmp_path, protocol="replay"))
-    data = run.arguments.in_order(run.data, seed=0)
-    contender = run._contender(method, 0, data, tmp_path)
-    kinds = {CondensedReplayPlugin: "replay", CoarseImages: "coarse", AugmentBatch: "augment"}
-    order = [kinds[type(p)] for p in contender.strategy.plugins if type(p) in kinds]
-    assert order == [first, "coarse" if first == "replay" else "replay", "augment"]
+def test_exemplars_come_with_images_of_their_resolution(tmp_path: Path) -> None:
+    run = Run(smoke(tmp_path, protocol="replay", match_resolution=0.75))
+    contender = run._contender("idc", 0, run.arguments.in_order(run.data, seed=0), tmp_path)
+    [replay] = [p for p in contender.strategy.plugins if isinstance(p, CondensedReplayPlugin)]
+    assert replay.match_resolution == 0.75
 
 
 def test_a_share_outside_of_0_to_1_is_refused(tmp_path: Path) -> None:
