@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -31,7 +30,7 @@ from tqdm.auto import tqdm
 from benchmarks.killed import PHASES, STARTING, Task
 from benchmarks.results import write_figures
 from benchmarks.tables import Table, text_table
-from benchmarks.workload import Missed, Place, at_least_1, command_line
+from benchmarks.workload import Missed, Place, at_least_1, child_environment, command_line
 from dc_replay.errors import ArgumentError, DCReplayError
 
 
@@ -153,8 +152,6 @@ def live(task: Task, moment: float | None) -> Life:
     """
     folder = Path(task.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    root = str(Path(__file__).parents[1])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     with (
         open(folder / "stderr.txt", "w+") as errors,
         subprocess.Popen(
@@ -162,7 +159,7 @@ def live(task: Task, moment: float | None) -> Life:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env={**os.environ, "PYTHONPATH": path},
+            env=child_environment(),
         ) as process,
     ):
         began = time.perf_counter()

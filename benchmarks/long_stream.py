@@ -43,7 +43,7 @@ from benchmarks.presets import PRESETS
 from benchmarks.results import write_figures
 from benchmarks.tables import Table, text_table
 from benchmarks.timing import Threshold, failures
-from benchmarks.workload import Missed, Place, at_least_1, command_line
+from benchmarks.workload import Missed, Place, at_least_1, child_environment, command_line
 from dc_replay import CondensedReplayPlugin, Condenser, Normalization, TotalBytes
 from dc_replay.errors import ArgumentError, DCReplayError
 from dc_replay.networks import convnet_for
@@ -305,11 +305,9 @@ def without_in_own_process(arguments: Arguments) -> dict[str, Any]:
         for name, value in asdict(arguments).items()
         if value is not None and not isinstance(value, bool)
     ]
-    root = str(Path(__file__).parents[1])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.long_stream", "--without", *options],
-        env={**os.environ, "PYTHONPATH": path},
+        env=child_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

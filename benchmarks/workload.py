@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -166,6 +167,13 @@ def at_least_1(name: str, value: int) -> None:
     """Raise an ArgumentError that calls the value ``name`` unless it is."""
     if value < 1:
         raise ArgumentError(f"`{name}` is {value}, but must be at least 1")
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a process that imports this copy of the project."""
+    root = str(Path(__file__).parents[1])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
 
 
 Options = TypeVar("Options", bound=Place)
