@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.compiled import compile_layers
 from benchmarks.data import ImageData, class_order
+from benchmarks.image_data import LabelledImages
 from benchmarks.methods import method as named_method
 from benchmarks.presets import matching_factory, network_factory
 from benchmarks.report import exemplar_sheet, write_report
@@ -386,7 +387,7 @@ def _stream(data: ImageData, steps: int) -> Any:
     )
 
     def dataset(images: torch.Tensor, labels: torch.Tensor) -> Any:
-        tensors = _Images(images, labels)
+        tensors = LabelledImages(images, labels.tolist())
         both = {"train": (transform, None), "eval": (transform, None)}
         # Avalanche's own class-balanced buffers add task labels, and so need them here.
         return TaskAwareSupervisedClassificationDataset(
@@ -406,20 +407,6 @@ def _stream(data: ImageData, steps: int) -> Any:
         class_order=list(range(data.classes)),
         num_experiences=steps,
     )
-
-
-class _Images(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
-    """Images and labels, with the labels where Avalanche looks for them."""
-
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        self.images = images
-        self.targets = labels.tolist()
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.images[index], self.targets[index]
 
 
 def _accuracies(metrics: dict[str, Any], step: int) -> list[float]:

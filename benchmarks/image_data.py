@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from benchmarks.class_orders import IDC_CIFAR100
 from dc_replay.errors import ArgumentError
@@ -216,3 +217,22 @@ def listed(values: Sequence[object], limit: int = 10) -> str:
     """Join ``values`` for a message, leaving off what goes past ``limit``."""
     shown = ", ".join(str(value) for value in values[:limit])
     return f"{shown} and {len(values) - limit} more" if len(values) > limit else shown or "nothing"
+
+
+class LabelledImages(Dataset[tuple[Tensor, int]]):
+    """Images and labels as a dataset, with the labels where Avalanche looks for them.
+
+    Args:
+        images: ``[images, channels, height, width]`` of any type.
+        targets: The class of each.
+    """
+
+    def __init__(self, images: Tensor, targets: list[int]) -> None:
+        self.images = images
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], self.targets[index]

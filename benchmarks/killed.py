@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 
+from benchmarks.image_data import LabelledImages
 from benchmarks.methods import method
 from benchmarks.presets import PRESETS
 from dc_replay import Condenser, ExemplarMemory, Normalization, TotalImages, checkpoints
@@ -166,7 +167,7 @@ def train(task: Task) -> None:
     for step in range(done, task.experiences):
         _say(WORKING)
         images, labels = task.images(step)
-        dataset = as_classification_dataset(_Images(images, labels.tolist()))
+        dataset = as_classification_dataset(LabelledImages(images.float() / 255, labels.tolist()))
         torch.manual_seed(1_000 * task.seed + step)
         experience = DatasetExperience(dataset=dataset, current_experience=step)
         strategy.train(experience, eval_streams=[])
@@ -174,18 +175,6 @@ def train(task: Task) -> None:
         # The memory comes last: where it is, the model is whole.
         save_file(model.state_dict(), task.model_file(step))
         replay.memory.save(task.memory_file(step))
-
-
-class _Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    def __init__(self, images: Tensor, targets: list[int]) -> None:
-        self.images = images
-        self.targets = targets
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index].float() / 255, self.targets[index]
 
 
 def _say(phase: str) -> None:

@@ -34,9 +34,10 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 from tqdm.auto import tqdm
 
+from benchmarks.image_data import LabelledImages
 from benchmarks.methods import method as named_method
 from benchmarks.pictures import COLOURS
 from benchmarks.presets import PRESETS
@@ -150,20 +151,8 @@ class LongStream:
         labels = [label for label in chosen for _ in range(self.counts[label])]
         noise = torch.from_numpy(chance.random((len(labels), *SHAPE), dtype=np.float32))
         images = 0.5 * self.means[labels] + 0.5 * noise
-        dataset = as_classification_dataset(_Images(images, labels))
+        dataset = as_classification_dataset(LabelledImages(images, labels))
         return DatasetExperience(dataset=dataset, current_experience=number)
-
-
-class _Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    def __init__(self, images: Tensor, targets: list[int]) -> None:
-        self.images = images
-        self.targets = targets
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], self.targets[index]
 
 
 def measure(arguments: Arguments, device: torch.device) -> dict[str, Any]:
