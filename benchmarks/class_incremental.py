@@ -65,6 +65,9 @@ class Arguments(Workload):
         match_resolution: With protocol replay, the share of new images that methods with packed
             exemplars are shown at the exemplars' resolution; 0 leaves them sharp.
         epochs: Overrides the preset's epochs of training.
+        condensed: A folder to keep condensed experiences in, for runs that train something else on
+            the same ones: another network, or under another protocol. What is there is not
+            condensed again; it has to be of the same preset and numbers of images.
     """
 
     methods: str = "random,herding,representative,idc,dream_plus"
@@ -76,6 +79,7 @@ class Arguments(Workload):
     shrink_at: str | None = None
     match_resolution: float = 1.0
     epochs: int | None = None
+    condensed: Path | None = None
     out: Path = Path("runs/class_incremental")
 
 
@@ -134,7 +138,9 @@ class Run:
 
     def settings(self) -> Row:
         """What must not differ between rows that are compared."""
-        return self.arguments.settings(self.preset, free=("methods",), classes=self.classes)
+        return self.arguments.settings(
+            self.preset, free=("methods", "condensed"), classes=self.classes
+        )
 
     def contest(self, method: str, seed: int) -> list[Row]:
         """Run one method with one seed, from where it stopped; return the new rows."""
@@ -143,7 +149,8 @@ class Run:
         stream = _stream(data, steps)
         torch.manual_seed(seed)
         state = State(self.arguments.out / "state" / f"{method}-{seed}")
-        contender = self._contender(method, seed, data, state.condensing)
+        condensing = self.arguments.condensed or state.condensing
+        contender = self._contender(method, seed, data, condensing)
         done = self._resume(contender, state, method, seed, stream)
         if done < state.steps():  # of rows that are not there any more
             state.remove()
@@ -246,7 +253,9 @@ class Run:
         started = time.perf_counter()
         strategy.train(stream.train_stream[step])
         seconds = time.perf_counter() - started
-        condensing = buffer.seconds[-1] if buffer is not None else 0.0
+        condensing, before = 0.0, 0.0  # the second is no part of the seconds of this process
+        if buffer is not None:
+            condensing, before = buffer.seconds[-1], buffer.seconds_before[-1]
         accuracies = _accuracies(strategy.eval(stream.test_stream[: step + 1]), step)
         per_step = self.classes // self.arguments.steps
         seen = (step + 1) * per_step
@@ -266,7 +275,7 @@ class Run:
             "stored_bytes": stored * data.x_train[0].nbytes,
             "images_per_class": stored / seen,
             "condense_seconds": condensing,
-            "train_seconds": seconds - condensing,
+            "train_seconds": seconds - (condensing - before),
             "network": self.arguments.network,
             "data": data.name,
             "preset": self.arguments.preset,
@@ -299,6 +308,7 @@ class Run:
         memory = ExemplarMemory.load(memory_file, device=str(self.device))
         contender.buffer.memory = memory
         contender.buffer.seconds.extend([0.0] * done)
+        contender.buffer.seconds_before.extend([0.0] * done)
         contender.resume(done)
         return done
 

@@ -114,7 +114,7 @@ class Condensery:
             progress=not self.workload.quiet,
             checkpoint=state,
         )
-        seconds = time.perf_counter() - started
+        seconds = condensed.seconds_before + time.perf_counter() - started
         memory = ExemplarMemory(
             budget=ImagesPerClass(ipc),
             formation=condenser.formation,

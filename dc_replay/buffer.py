@@ -85,7 +85,9 @@ class CondensedBuffer(ExemplarsBuffer):
         history: What condensing each experience recorded. Of the distances no more than 256 are
             kept, each the mean of as many iterations as the next, because checkpoints of a long
             stream would grow by them more than by the memory.
-        seconds: How long gathering and condensing each experience took.
+        seconds: How long gathering and condensing each experience took, with what processes spent
+            on it that were interrupted.
+        seconds_before: How much of that was spent by those, of each experience.
 
     Raises:
         ArgumentError: If an argument cannot be used.
@@ -128,6 +130,7 @@ class CondensedBuffer(ExemplarsBuffer):
         )
         self.history: list[dict[str, list[Any]]] = []
         self.seconds: list[float] = []
+        self.seconds_before: list[float] = []
         self._memory = memory
         self._tasks: dict[int, int] = {}
         self._carries_tasks = bool(with_task_labels)
@@ -243,7 +246,8 @@ class CondensedBuffer(ExemplarsBuffer):
         )
         self._tensor_labels = gathered.tensor_labels
         self.history.append(_thinned(condensed.history))
-        self.seconds.append(time.perf_counter() - began)
+        self.seconds.append(condensed.seconds_before + time.perf_counter() - began)
+        self.seconds_before.append(condensed.seconds_before)
         return condensed
 
     def remember_once(self, strategy: Any) -> None:

@@ -28,6 +28,8 @@ FORMAT_VERSION = "2"
 SHARE = 0.01
 """At most this share of the time goes into writing."""
 
+_SECONDS = "seconds"
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -68,6 +70,9 @@ class Checkpoint:
         path: The file.
         fingerprint: Of everything that the result follows from; see :func:`fingerprint`.
 
+    Attributes:
+        seconds_before: Once a state was loaded, how long the processes that led to it had worked.
+
     Raises:
         ArgumentError: If the folder does not exist, or ``path`` is no path.
     """
@@ -81,7 +86,8 @@ class Checkpoint:
             )
         remove_unfinished(self.path)
         self.fingerprint = fingerprint
-        self._last = time.perf_counter()
+        self.seconds_before = 0.0
+        self._opened = self._last = time.perf_counter()
         self._cost = 0.0
         self._failed = False
 
@@ -119,6 +125,7 @@ class Checkpoint:
             raise ArgumentError(
                 f"`checkpoint` is {str(self.path)!r}, which is damaged; delete it to start anew"
             )
+        self.seconds_before = values.pop(_SECONDS, 0.0)
         # Generators keep their states on the CPU, whatever their device is.
         moved = {n: t if n.endswith("generator") else t.to(device) for n, t in tensors.items()}
         return Snapshot(moved, values)
@@ -153,7 +160,8 @@ class Checkpoint:
         """
         began = time.perf_counter()
         tensors = {name: t.detach().cpu().contiguous() for name, t in snapshot.tensors.items()}
-        values = json.dumps(dict(snapshot.values))
+        seconds = self.seconds_before + began - self._opened
+        values = json.dumps({**snapshot.values, _SECONDS: seconds})
         metadata = {
             "format": FORMAT,
             "version": FORMAT_VERSION,

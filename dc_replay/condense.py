@@ -48,10 +48,13 @@ class Condensed:
             ``prefix_sizes``, with multisize condensation: for each period the stored images of each
             class, in increasing order of classes, in the prefix that was matched besides the
             whole. Empty for recipes that optimise nothing.
+        seconds_before: How long processes had worked on it that were interrupted, and from whose
+            checkpoint it went on; 0 if there were none.
     """
 
     exemplars: Exemplars
     history: dict[str, list[Any]] = field(default_factory=dict)
+    seconds_before: float = 0.0
 
     @property
     def iterations(self) -> int:
@@ -301,7 +304,8 @@ class Condenser:
                 torch.cat([quantise(p) for p in pixels]),
                 labels.repeat_interleave(torch.tensor(counts, device=labels.device)),
             )
-            return Condensed(exemplars, history)
+            before = 0.0 if file is None else file.seconds_before
+            return Condensed(exemplars, history, before)
 
         if functions.match is None:
             return result()
@@ -320,6 +324,7 @@ class Condenser:
         )
         if saved is not None:
             optimisation.restore(saved)
+        finished_before = pace.over
         with tqdm(
             initial=pace.share * pace.total,
             total=pace.total,
@@ -335,7 +340,7 @@ class Condenser:
             except DivergedError as error:
                 error.condensed = result(**optimisation.history)
                 raise
-        if file is not None:
+        if file is not None and not finished_before:
             file.try_to_save(optimisation.state())
         return result(**optimisation.history)
 
