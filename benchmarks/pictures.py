@@ -127,13 +127,14 @@ def scaling_plot(
     figure = Figure(figsize=(3.6 * len(lines), 3.8), dpi=150)
     figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12))
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(lines), squeeze=False, sharey=True)[0]
+    panels = figure.subplots(1, len(lines), squeeze=False)[0]
     for axes, (name, line) in zip(panels, lines.items(), strict=True):
         places, values = zip(*line, strict=True)
         axes.plot(places, values, color=COLOURS[0], marker="o", clip_on=False)
         axes.set_xlabel(name)
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        # Not shared: what one number costs would hide another.
+        axes.set_xlim(0, 1.05 * max(places))
+        axes.set_ylim(0, 1.05 * max(values))
         axes.grid(axis="y", color="#dddddd", linewidth=0.8)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)

@@ -98,9 +98,15 @@ def main(arguments: Arguments, command: str) -> str:
             settings=asdict(arguments),
             device=device,
         )
+    draw(rows, arguments)
+    return text_table(*cells(rows))
+
+
+def draw(rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
+    """Make the plot of a run that is finished."""
+    chosen = points(arguments)
     lines = {NAMES[axis]: series(rows, axis, line) for axis, line in chosen.items()}
     scaling_plot(lines, arguments.out / "scaling.png", ylabel="seconds of an inner iteration")
-    return text_table(*cells(rows))
 
 
 def cells(rows: Sequence[dict[str, Any]]) -> Table:
