@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from benchmarks.compiled import compile_layers
 from benchmarks.data import ImageData
@@ -18,6 +17,7 @@ from benchmarks.presets import Preset, matching_factory, network_factory
 from benchmarks.results import ResultStore, environment
 from benchmarks.workload import Workload
 from dc_replay import Condenser, ExemplarMemory, Exemplars, Formation, ImagesPerClass
+from dc_replay._progress import progress
 from dc_replay.augment import augmentation, cutmix
 from dc_replay.compilation import CompileMode
 from dc_replay.errors import ArgumentError
@@ -208,7 +208,7 @@ class FreshTraining:
         own = self._model.state_dict()
         self._model.load_state_dict(dict(zip(own, fresh.values(), strict=True)))
         stored = found.exemplars.to(self._device)
-        images = found.formation.decode(dequantise(stored.pixels))
+        images = found.formation.decode(found.formation.open(stored.pixels))
         labels = stored.labels.repeat_interleave(found.formation.images_per_stored)
         self._train(images, labels, generator)
         return self._test()
@@ -227,7 +227,7 @@ class FreshTraining:
         order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(epochs)])
         batches = order[: steps * settings.batch].to(images.device).split(settings.batch)
         self._model.train()
-        for index in tqdm(batches, desc="train", unit="step", leave=False, disable=self._quiet):
+        for index in progress(batches, desc="train", unit="step", leave=False, disable=self._quiet):
             batch = self._augment(self._normalization.apply(images[index]), generator)
             batch, partners, share = cutmix(batch, generator, probability=0.5)
             logits, own = self._model(batch), labels[index]

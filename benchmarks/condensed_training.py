@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from benchmarks.condensed_sets import Condensery, FreshTraining
 from benchmarks.data import ImageData
 from benchmarks.methods import method as named_method
@@ -25,6 +23,7 @@ from benchmarks.presets import network_factory
 from benchmarks.results import ResultStore, environment
 from benchmarks.set_reports import write_training_report
 from benchmarks.workload import Workload, at_least_1, command_line, names, numbers
+from dc_replay._progress import progress
 from dc_replay.errors import ArgumentError
 
 
@@ -125,7 +124,7 @@ def _measure(
         precision=arguments.precision,
         quiet=arguments.quiet,
     )
-    for name, ipc, run in tqdm(
+    for name, ipc, run in progress(
         left, desc=f"{network}, seed {seed}", unit="run", disable=arguments.quiet
     ):
         found = condensery.condense(name, data, ipc=ipc, seed=seed)

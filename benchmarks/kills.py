@@ -25,12 +25,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from benchmarks.killed import PHASES, STARTING, Task
 from benchmarks.results import write_figures
 from benchmarks.tables import Table, text_table
 from benchmarks.workload import Missed, Place, at_least_1, child_environment, command_line
+from dc_replay._progress import progress
 from dc_replay.errors import ArgumentError, DCReplayError
 
 
@@ -85,7 +84,7 @@ def main(arguments: Arguments, command: str) -> str:
     chance = random.Random(arguments.seed)
     rows: list[dict[str, Any]] = []
     left, problem = arguments.kills, None
-    with tqdm(total=left, desc="kills", unit="kill", disable=None) as bar:
+    with progress(total=left, desc="kills", unit="kill", disable=None) as bar:
         while left and problem is None:
             again = replace(task, folder=str(states / f"run-{len(rows)}"))
             row = one_run(again, chance, whole, most=left)

@@ -35,7 +35,6 @@ from avalanche.training.supervised import Naive
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Generator, nn
-from tqdm.auto import tqdm
 
 from benchmarks.image_data import LabelledImages
 from benchmarks.methods import method as named_method
@@ -46,6 +45,7 @@ from benchmarks.tables import Table, text_table
 from benchmarks.timing import Threshold, failures
 from benchmarks.workload import Missed, Place, at_least_1, child_environment, command_line
 from dc_replay import CondensedReplayPlugin, Condenser, Normalization, TotalBytes
+from dc_replay._progress import progress
 from dc_replay.errors import ArgumentError, DCReplayError
 from dc_replay.networks import convnet_for
 
@@ -171,7 +171,7 @@ def measure(arguments: Arguments, device: torch.device) -> dict[str, Any]:
     gc.freeze()
     name = WITHOUT if replay is None else WITH
     try:
-        for number in tqdm(range(arguments.experiences), desc=name, unit="exp", disable=None):
+        for number in progress(range(arguments.experiences), desc=name, unit="exp", disable=None):
             began = time.perf_counter()
             strategy.train(stream.experience(number), eval_streams=[])
             seconds = time.perf_counter() - began

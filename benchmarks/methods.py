@@ -1,7 +1,8 @@
 """Methods as a command line names them: a recipe, and what is added to it.
 
 ``dream_plus+mdc`` is DREAM+ with multisize condensation; ``idc+sm=0.3`` is IDC with subset matching
-of weight 0.3. To add a modifier, write a function from a condenser and its value, and name it here.
+of weight 0.3; ``herding+bits=4`` fits two images into the bytes of one. To add a modifier, write a
+function from a condenser and its value, and name it here.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ def _bidirectional(built: Condenser, settings: Preset, value: float | None) -> C
     return replace(built, objective=BidirectionalMatching(), warm_up=1)
 
 
+def _bits(built: Condenser, settings: Preset, value: float | None) -> Condenser:
+    bits = 4 if value is None else _whole(value)
+    return replace(built, formation=replace(built.formation, bits=bits))
+
+
 def _whole(value: float) -> int:
     if value != int(value):
         raise ArgumentError(f"its value is {value}, but must be a whole number")
@@ -57,10 +63,13 @@ MODIFIERS: dict[str, Callable[[Condenser, Preset, float | None], Condenser]] = {
     "representative": _representative,
     "init": _initialised,
     "bidirectional": _bidirectional,
+    "bits": _bits,
 }
-"""Subset matching and its weight, multisize condensation and its period, DREAM+'s components."""
+"""Subset matching and its weight, multisize condensation and its period, DREAM+'s components, and
+the bits of a stored value."""
 
-_TAKES_VALUE = ("sm", "mdc", "representative")
+_TAKES_VALUE = ("sm", "mdc", "representative", "bits")
+_FOR_ALL = ("bits",)
 
 
 @dataclass(frozen=True)
@@ -105,10 +114,11 @@ def method(name: str, *, argument: str = "methods") -> Method:
             f"them with {_known()}"
         )
     modifiers = tuple(_modifier(argument, name, text) for text in added)
-    if modifiers and RECIPES[recipe]().objective is None:
+    optimising = [modifier for modifier, _ in modifiers if modifier not in _FOR_ALL]
+    if optimising and RECIPES[recipe]().objective is None:
         raise ArgumentError(
-            f"`{argument}` names {name!r}, but {recipe} optimises nothing that could be added to; "
-            f"use it as {recipe!r}"
+            f"`{argument}` names {name!r}, but {recipe} optimises nothing that {optimising[0]!r} "
+            f"could be added to; leave it out"
         )
     return Method(name, recipe, modifiers)
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
-from tqdm.auto import tqdm
 
 from benchmarks.condensed_sets import CondensedSet, Condensery, FreshTraining
 from benchmarks.data import ImageData
@@ -28,9 +27,9 @@ from benchmarks.results import ResultStore, Row, environment
 from benchmarks.set_reports import write_shrink_report
 from benchmarks.workload import Workload, command_line, names, numbers
 from dc_replay import Exemplars
+from dc_replay._progress import progress
 from dc_replay.errors import ArgumentError
 from dc_replay.networks import MatchingNetwork
-from dc_replay.pixels import dequantise
 from dc_replay.sampling import Embed, nearest_to_centres
 from dc_replay.training import NetworkTraining
 
@@ -140,7 +139,7 @@ class _Contest:
             for size in sizes
             if not self.store.finished(name, self.seed, kind="accuracy", size=size)
         ]
-        for name, size in tqdm(
+        for name, size in progress(
             left, desc=f"seed {self.seed}", unit="set", disable=self.arguments.quiet
         ):
             # At the full size three of the methods are the same set, which is trained on once.
@@ -177,7 +176,7 @@ class _Contest:
         pixels, labels = [], []
         for label in found.exemplars.classes:
             stored = found.exemplars.of_class(label)
-            decoded = found.formation.decode(dequantise(stored))
+            decoded = found.formation.decode(found.formation.open(stored))
             features = self._embed(self.data.normalization().apply(decoded))
             means = features.view(len(stored), -1, features.shape[1]).mean(dim=1)
             chosen = nearest_to_centres(means, size, generator)

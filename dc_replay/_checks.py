@@ -80,6 +80,15 @@ def check_factor(factor: object) -> None:
         )
 
 
+def check_bits(bits: object) -> None:
+    """Raise an ArgumentError unless ``bits`` is 8 or 4."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in (4, 8):
+        raise ArgumentError(
+            f"`bits` is {bits!r}, but a stored value takes 8 bits, or 4, which fits two images "
+            f"into the bytes of one"
+        )
+
+
 def check_crops(factor: int, height: int, width: int) -> None:
     """Raise an ArgumentError if the factor would put whole crops outside of such images."""
     if not height or not width:

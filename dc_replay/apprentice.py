@@ -43,6 +43,18 @@ class Apprentice:
         self.parameters = self.functions.network.fresh()
         self._optimizer = self.training.optimizer(self.parameters)
 
+    def agree(self) -> None:
+        """Go on as the same network, and with the same draws, on all processes.
+
+        They train it alike. But where their hardware differs so does rounding, which would grow
+        from step to step.
+        """
+        ranks = self.real.share.ranks
+        if ranks.size > 1:
+            state = self.generator.get_state()
+            ranks.take_from_first([*self.parameters.values(), state])
+            self.generator.set_state(state)
+
     def embed(self, images: Tensor) -> Tensor:
         """Features ``[batch, features]`` of normalised images."""
         features: Tensor = self.functions.forward(self.parameters, images)[1]

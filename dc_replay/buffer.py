@@ -33,7 +33,7 @@ from dc_replay.exemplars import Exemplars
 from dc_replay.experiences import ExperienceImages, gather, several_tasks
 from dc_replay.formation import Formation
 from dc_replay.memory import ExemplarMemory
-from dc_replay.pixels import Normalization, dequantise, quantise
+from dc_replay.pixels import Normalization, quantise
 
 ImageAugment = Callable[[Tensor, Generator], Tensor]
 """Changes normalised images ``[batch, channels, height, width]``, keeping their shape."""
@@ -60,6 +60,9 @@ class CondensedBuffer(ExemplarsBuffer):
     A class that returns is condensed anew from its new images and its decoded old exemplars, within
     its quota. Task labels are not part of a memory file: classes of a memory that was loaded count
     as task 0.
+
+    Under torch.distributed all processes condense an experience together, each some of its classes,
+    and have the same memory afterwards; each needs the whole experience and the same seed.
 
     Args:
         condenser: What condenses an experience, for example ``dream_plus()``.
@@ -163,7 +166,7 @@ class CondensedBuffer(ExemplarsBuffer):
         if memory.formation != self.condenser.formation:
             raise ArgumentError(
                 f"`memory` forms images by {memory.formation}, but the condenser by "
-                f"{self.condenser.formation}; use the recipe with factor={memory.formation.factor}"
+                f"{self.condenser.formation}; use a condenser with formation={memory.formation}"
             )
         self._memory = memory
 
@@ -356,8 +359,9 @@ class CondensedBuffer(ExemplarsBuffer):
         for label in self._memory.classes:
             if label not in classes:
                 continue
-            stored = dequantise(self._memory.of_class(label).to(gathered.pixels.device))
-            decoded = quantise(self._memory.formation.decode(stored))
+            formation = self._memory.formation
+            stored = self._memory.of_class(label).to(gathered.pixels.device)
+            decoded = quantise(formation.decode(formation.open(stored)))
             images.append(decoded)
             labels.append(gathered.labels.new_full((len(decoded),), label))
         return torch.cat(images), torch.cat(labels)
@@ -446,6 +450,7 @@ class _DecodedImages(Dataset[tuple[Tensor, "int | Tensor"]]):
 _DISTANCES = 256
 _CONDENSING = 0
 REPLAYING = 1
+ORDERING = 2
 
 
 def check_augment(augment: object) -> None:

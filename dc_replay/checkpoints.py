@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dc_replay._checks import path_of
 from dc_replay._writing import remove_unfinished, write_whole
+from dc_replay.distributed import SINGLE, Ranks
 from dc_replay.errors import ArgumentError, DCReplayError
 
 FORMAT = "dc-replay-condensation"
@@ -61,14 +62,16 @@ def joined(parts: Mapping[str, Snapshot]) -> Snapshot:
 
 
 class Checkpoint:
-    """A file with the state of one condensation, which one process at a time may use.
+    """A file with the state of one condensation, which one condensation at a time may use.
 
     It is written in one step, so that whoever is killed meanwhile leaves the state before. Nothing
-    in it is executed when it is read.
+    in it is executed when it is read. Of several processes the first reads and writes it, and what
+    it finds is what all of them get.
 
     Args:
         path: The file.
         fingerprint: Of everything that the result follows from; see :func:`fingerprint`.
+        ranks: The processes that condense together.
 
     Attributes:
         seconds_before: Once a state was loaded, how long the processes that led to it had worked.
@@ -77,15 +80,13 @@ class Checkpoint:
         ArgumentError: If the folder does not exist, or ``path`` is no path.
     """
 
-    def __init__(self, path: str | os.PathLike[str], fingerprint: str) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], fingerprint: str, ranks: Ranks = SINGLE
+    ) -> None:
         self.path = path_of("checkpoint", path)
-        # Not Path.is_dir(), which raises for names that are too long.
-        if not os.path.isdir(self.path.parent):
-            raise ArgumentError(
-                f"`checkpoint` is {str(path)!r}, whose folder does not exist; create it first"
-            )
-        remove_unfinished(self.path)
         self.fingerprint = fingerprint
+        self._ranks = ranks
+        ranks.by_first(self._prepare)
         self.seconds_before = 0.0
         self._opened = self._last = time.perf_counter()
         self._cost = 0.0
@@ -97,6 +98,24 @@ class Checkpoint:
         Raises:
             ArgumentError: If the file is damaged, or belongs to another condensation.
         """
+        found = self._ranks.by_first(self._read)
+        if found is None:
+            return None
+        tensors, values = found
+        self.seconds_before = values.pop(_SECONDS, 0.0)
+        # Generators keep their states on the CPU, whatever their device is.
+        moved = {n: t if n.endswith("generator") else t.to(device) for n, t in tensors.items()}
+        return Snapshot(moved, values)
+
+    def _prepare(self) -> None:
+        # Not Path.is_dir(), which raises for names that are too long.
+        if not os.path.isdir(self.path.parent):
+            raise ArgumentError(
+                f"`checkpoint` is {str(self.path)!r}, whose folder does not exist; create it first"
+            )
+        remove_unfinished(self.path)
+
+    def _read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         try:
             if not self.path.exists():
                 return None
@@ -125,17 +144,14 @@ class Checkpoint:
             raise ArgumentError(
                 f"`checkpoint` is {str(self.path)!r}, which is damaged; delete it to start anew"
             )
-        self.seconds_before = values.pop(_SECONDS, 0.0)
-        # Generators keep their states on the CPU, whatever their device is.
-        moved = {n: t if n.endswith("generator") else t.to(device) for n, t in tensors.items()}
-        return Snapshot(moved, values)
+        return tensors, values
 
     def save_if_due(self, state: Callable[[], Snapshot]) -> None:
         """Write the state, if writing takes no more than its share of the time since the last.
 
         Where it cannot be written a warning says so once, and the condensation goes on.
         """
-        if (time.perf_counter() - self._last) * SHARE >= self._cost:
+        if self._ranks.as_first((time.perf_counter() - self._last) * SHARE >= self._cost):
             self.try_to_save(state())
 
     def try_to_save(self, snapshot: Snapshot) -> None:
@@ -153,11 +169,13 @@ class Checkpoint:
                 )
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write a state.
+        """Write a state, if this is the first process.
 
         Raises:
             DCReplayError: If it cannot be written; the file then holds what it held before.
         """
+        if self._ranks.rank:
+            return
         began = time.perf_counter()
         tensors = {name: t.detach().cpu().contiguous() for name, t in snapshot.tensors.items()}
         seconds = self.seconds_before + began - self._opened

@@ -126,7 +126,8 @@ def export(file: _File, out: _Folder, /) -> None:
             with suppress(OSError):
                 out.rmdir()
         raise
-    print(f"{'images':<14} {len(memory.pixels):,} of {len(memory.counts):,} classes")
+    images = len(memory.pixels) * 8 // memory.bits
+    print(f"{'images':<14} {images:,} of {len(memory.counts):,} classes")
     print(f"{'written to':<14} {_plain(str(out))}")
 
 
@@ -163,16 +164,19 @@ def _read(path: Path) -> _files.MemoryFile:
 
 def _facts(memory: _files.MemoryFile, file_bytes: int) -> dict[str, str]:
     images, channels, height, width = memory.pixels.shape
-    crops = memory.factor**2
+    decoded = memory.images_per_stored
     scale = memory.normalization
     versions = [f"{name} {_plain(version)}" for name, version in memory.versions.items()]
     return {
         "recipe": _plain(memory.recipe) or "not recorded",
         "classes": f"{len(memory.counts)}: {_runs(memory.counts)}",
-        "images": f"{images:,} stored, {images * crops:,} decoded",
+        "images": f"{images:,} stored, {images * decoded:,} decoded",
         "per class": _sizes(memory.counts),
         "image shape": f"{channels} x {height} x {width} (channels, height, width)",
-        "factor": f"{memory.factor}, so {crops} decoded of each stored image",
+        "factor": f"{memory.factor}, so {decoded} decoded of each stored image"
+        if memory.bits == 8
+        else f"{memory.factor}, with {memory.bits} bits to a value: {decoded} decoded of each "
+        f"stored image",
         "bytes": f"{memory.pixels.nbytes:,} of pixels, {file_bytes:,} of the file",
         "normalization": "none" if scale is None else f"mean {scale[0]}, std {scale[1]}",
         "budget": "of a kind that the file cannot describe"
@@ -186,9 +190,9 @@ def _draw(memory: _files.MemoryFile, path: Path) -> str:
     """Write the sheet, and say how it shows the images."""
     if path.suffix.lower() != ".png":
         raise ArgumentError(f"`--image` is {path}; name a file that ends in .png")
-    sheet = pictures.sheet(memory.by_class())
+    sheet = pictures.sheet(memory.layers_by_class())
     _writing.write_whole(path, sheet.png, name="--image")
-    counts = list(memory.counts.values())
+    counts = [8 // memory.bits * count for count in memory.counts.values()]
     said = [f"{_plain(str(path))}, a row for each class"]
     if len(counts) > sheet.rows:
         said.append(f"the first {sheet.rows} of {len(counts):,} classes")
@@ -213,8 +217,9 @@ def _check_folder(out: Path) -> None:
 
 
 def _write_images(memory: _files.MemoryFile, out: Path) -> None:
-    digits = max(3, len(str(max(memory.counts.values()) - 1)))
-    for label, images in memory.by_class().items():
+    by_class = memory.layers_by_class()
+    digits = max(3, len(str(max(map(len, by_class.values())) - 1)))
+    for label, images in by_class.items():
         folder = out / str(label)
         folder.mkdir()
         for place, image in enumerate(images):

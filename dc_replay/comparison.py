@@ -74,7 +74,7 @@ class Comparison:
             self._divide(real, subsets)
         self.choice: PrefixChoice | None = None
         if multisize is not None and self._prefixes_differ(real):
-            self.choice = PrefixChoice(multisize, counts, self._device)
+            self.choice = PrefixChoice(multisize, counts, self._device, real.share)
         self._all = [
             self._describe(count, None) if count * each <= most_decoded else None
             for count in counts
@@ -120,7 +120,12 @@ class Comparison:
         return terms
 
     def record(self, position: int, distances: Tensor) -> None:
-        """Take note of the feature distances of a class's prefixes in a step."""
+        """Take note of the feature distances of a class's prefixes in a step.
+
+        Args:
+            position: The class's position.
+            distances: Of each prefix; without entries where another process computes them.
+        """
         if self.choice is not None and self.choice.sizes[position]:
             self.choice.record(position, distances)
 

@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from tqdm.auto import tqdm
 
 from dc_replay._checks import integer, whole
 from dc_replay._files import own_version
+from dc_replay._progress import progress as progress_bar
 from dc_replay.apprentice import Apprentice
 from dc_replay.augment import Augmentation, augmentation
 from dc_replay.checkpoints import Checkpoint, fingerprint
 from dc_replay.comparison import Comparison
 from dc_replay.compilation import CompileMode, wanted
-from dc_replay.errors import ArgumentError, DivergedError
+from dc_replay.distributed import Ranks
+from dc_replay.errors import ArgumentError, DCReplayError, DivergedError
 from dc_replay.exemplars import Exemplars
 from dc_replay.formation import Formation, check_formation
 from dc_replay.multisize import Multisize
@@ -28,9 +29,9 @@ from dc_replay.networks import NetworkFactory, Precision, convnet_for
 from dc_replay.objectives import Objective
 from dc_replay.optimisation import NetworkUpdate, OnReal, Optimisation, PixelStep
 from dc_replay.pace import ByClock, BySteps, Pace, check_seconds
-from dc_replay.pixels import Normalization, check_normalization, dequantise, quantise
+from dc_replay.pixels import Normalization, check_normalization, dequantise
 from dc_replay.programs import Plan, programs
-from dc_replay.randomness import isolated
+from dc_replay.randomness import check_generator, isolated
 from dc_replay.sampling import RealImages, Sampler, Uniform
 from dc_replay.selection import RandomImages, Selection
 from dc_replay.subsets import SubsetMatching
@@ -168,6 +169,12 @@ class Condenser:
         Runs where the images are. Global random states are left as they were, and the same
         generator state gives the same bytes on the same device.
 
+        Under torch.distributed all processes condense together: each calls this with the same
+        images, labels, quotas and generator state, moves the pixels of its own classes, and returns
+        the exemplars of all. How many there are does not change the bytes, if each has as many
+        threads. See :func:`~dc_replay.distributed.alone` for a process that is to condense by
+        itself.
+
         Args:
             images: Real images, uint8 ``[count, channels, height, width]``.
             labels: int64 ``[count]``.
@@ -179,17 +186,26 @@ class Condenser:
             checkpoint: A file to write the state to after matching networks, as often as takes a
                 hundredth of the time, and at the end. If it is there already, and belongs to this
                 recipe, these images and this generator's state, the condensation goes on from it
-                and ends with the same bytes. Recipes that optimise nothing take no notice.
+                and ends with the same bytes. Recipes that optimise nothing take no notice. Of
+                several processes the first reads and writes it.
 
         Returns:
             Exemplars on the images' device, classes in increasing order, and the history.
 
         Raises:
-            ArgumentError: If an argument cannot be used.
+            ArgumentError: If an argument cannot be used, or is not the same on all processes.
             DivergedError: If the optimisation leaves the range of numbers. What it had reached
                 before is in ``condensed``.
         """
-        real, counts = self._checked(images, labels, quotas, normalization)
+        ranks = Ranks.here(images.device if isinstance(images, Tensor) else None)
+        try:
+            real, counts = self._checked(images, labels, quotas, normalization, ranks)
+            check_generator(generator)
+        except DCReplayError:
+            ranks.compare(None)  # the others are told, who would wait for ever
+            raise
+        if ranks.size > 1:
+            ranks.compare(self._described(real, counts, generator, checkpoint))
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -203,6 +219,7 @@ class Condenser:
         labels: Tensor,
         quotas: Mapping[int, int] | int,
         normalization: Normalization | None,
+        ranks: Ranks,
     ) -> tuple[RealImages, list[int]]:
         for name, value in (("images", images), ("labels", labels)):
             if not isinstance(value, Tensor):
@@ -235,7 +252,7 @@ class Condenser:
         most = [whole(f"quotas[{name}]", quotas[name]) for name in names]
         if normalization is None:
             normalization = Normalization.identity(images.shape[1])
-        real = RealImages(images, targets, names, normalization)
+        real = RealImages(images, targets, names, normalization, ranks)
         normalization.apply(torch.zeros_like(images[:1], dtype=torch.float32))
         counts = [min(limit, len(rows)) for limit, rows in zip(most, real.rows, strict=True)]
         return real, counts
@@ -250,9 +267,11 @@ class Condenser:
     ) -> Condensed:
         file: Checkpoint | None = None
         if checkpoint is not None and self.objective is not None:
-            file = Checkpoint(checkpoint, self._fingerprint(real, counts, generator))
+            arguments = self._arguments(real, counts, generator).values()
+            digest = fingerprint(part for parts in arguments for part in parts)
+            file = Checkpoint(checkpoint, digest, real.ranks)
         saved = file.load(real.images.device) if file is not None else None
-        pace = self._pace(real.images.device)
+        pace = self._pace(real.images.device, real.ranks)
         channels, height, width = real.images.shape[1:]
         network = self.network
         if network is None:
@@ -296,12 +315,14 @@ class Condenser:
         if saved is None:
             pixels = self._initial(real, counts, apprentice)
         else:  # what comes from there replaces it all
-            pixels = [real.scale.mean.new_zeros((n, *real.images.shape[1:])) for n in counts]
+            shape = self.formation.open_shape(channels, height, width)
+            pixels = [real.scale.mean.new_zeros((n, *shape)) for n in counts]
 
         def result(**history: list[Any]) -> Condensed:
+            real.share.complete(pixels)
             labels = torch.tensor(real.labels, device=real.images.device)
             exemplars = Exemplars(
-                torch.cat([quantise(p) for p in pixels]),
+                torch.cat([self.formation.store(p) for p in pixels]),
                 labels.repeat_interleave(torch.tensor(counts, device=labels.device)),
             )
             before = 0.0 if file is None else file.seconds_before
@@ -325,12 +346,12 @@ class Condenser:
         if saved is not None:
             optimisation.restore(saved)
         finished_before = pace.over
-        with tqdm(
+        with progress_bar(
             initial=pace.share * pace.total,
             total=pace.total,
             desc=self.name,
             unit=pace.unit,
-            disable=not progress,
+            disable=not progress or real.ranks.rank > 0,
             leave=False,
             bar_format=None if self.seconds is None else _CLOCK,
         ) as bar:
@@ -338,7 +359,8 @@ class Condenser:
                 for _ in optimisation.run(file):
                     bar.update(pace.share * pace.total - bar.n)
             except DivergedError as error:
-                error.condensed = result(**optimisation.history)
+                if optimisation.distances:  # else these are the images that it began with
+                    error.condensed = result(**optimisation.history)
                 raise
         if file is not None and not finished_before:
             file.try_to_save(optimisation.state())
@@ -347,7 +369,8 @@ class Condenser:
     def _initial(self, real: RealImages, counts: list[int], apprentice: Apprentice) -> list[Tensor]:
         generator = apprentice.generator
         if self.selection is None:
-            shape = real.images.shape[1:]
+            channels, height, width = real.images.shape[1:]
+            shape = self.formation.open_shape(channels, height, width)
             return [
                 torch.rand((n, *shape), generator=generator, device=generator.device).to(
                     real.images.device
@@ -358,24 +381,44 @@ class Condenser:
         chosen = self.selection.choose(real, wanted, apprentice, generator)
         return [self.formation.pack(dequantise(real.images[index])) for index in chosen]
 
-    def _fingerprint(self, real: RealImages, counts: list[int], generator: Generator) -> str:
-        return fingerprint(
-            [
-                own_version(),
-                self,
-                real.images,
-                real.targets,
-                real.labels,
-                real.normalization,
-                counts,
-                generator.get_state(),
-                real.images.device.type,
-            ]
-        )
+    def _arguments(
+        self, real: RealImages, counts: list[int], generator: Generator
+    ) -> dict[str, list[object]]:
+        """All that the result follows from."""
+        return {
+            "dc_replay": [own_version()],
+            "condenser": [self],
+            "images": [real.images],
+            "labels": [real.targets, real.labels],
+            "normalization": [real.normalization],
+            "quotas": [counts],
+            "generator": [generator.get_state()],
+            "device": [real.images.device.type],
+        }
 
-    def _pace(self, device: torch.device) -> Pace:
+    def _described(
+        self,
+        real: RealImages,
+        counts: list[int],
+        generator: Generator,
+        checkpoint: str | os.PathLike[str] | None,
+    ) -> dict[str, str]:
+        """What tells each argument from others, in few words."""
+        shown = {
+            "dc_replay": own_version(),
+            "images": f"{len(real.images)} of shape {list(real.images.shape[1:])}",
+            "quotas": str(dict(zip(real.labels, counts, strict=True))),
+            "device": real.images.device.type,
+        }
+        described = {
+            name: " ".join([*filter(None, [shown.get(name)]), f"#{fingerprint(parts)[:8]}"])
+            for name, parts in self._arguments(real, counts, generator).items()
+        }
+        return {**described, "checkpoint": "none" if checkpoint is None else "a path"}
+
+    def _pace(self, device: torch.device, ranks: Ranks) -> Pace:
         if self.seconds is not None:
-            return ByClock(self.seconds, device)
+            return ByClock(self.seconds, device, ranks)
         return BySteps(self.outer * self.inner)
 
     def _compiles(self, classes: int) -> bool:

@@ -23,7 +23,7 @@ from dc_replay.budgets import (
 from dc_replay.errors import ArgumentError, MemoryFileError
 from dc_replay.exemplars import Exemplars
 from dc_replay.formation import Formation, check_formation
-from dc_replay.pixels import Normalization, Scale, check_normalization, dequantise
+from dc_replay.pixels import Normalization, Scale, check_normalization
 from dc_replay.randomness import check_generator
 
 _AS_THEY_ARE = Formation(factor=1)
@@ -140,7 +140,7 @@ class ExemplarMemory:
 
     @property
     def decoded_len(self) -> int:
-        """How many images a network can be shown: stored images times ``factor**2``."""
+        """How many images a network can be shown: stored images times those in each."""
         return len(self) * self._formation.images_per_stored
 
     def __len__(self) -> int:
@@ -149,7 +149,7 @@ class ExemplarMemory:
     def __repr__(self) -> str:
         return (
             f"ExemplarMemory({len(self)} images of {len(self.classes)} classes, {self.nbytes} "
-            f"bytes, budget={self._budget}, factor={self._formation.factor})"
+            f"bytes, budget={self._budget}, {self._formation})"
         )
 
     def of_class(self, label: int) -> Tensor:
@@ -320,7 +320,7 @@ class ExemplarMemory:
             ArgumentError: If the memory is empty.
         """
         stored = self._filled()
-        images = self._formation.decode(dequantise(stored.pixels))
+        images = self._formation.decode(self._formation.open(stored.pixels))
         labels = stored.labels.repeat_interleave(self._formation.images_per_stored)
         return self._normalise(images) if normalised else images, labels
 
@@ -339,6 +339,7 @@ class ExemplarMemory:
             pixels=stored.pixels.cpu().numpy(),
             counts=stored.counts,
             factor=self._formation.factor,
+            bits=self._formation.bits,
             normalization=None if scale is None else (scale.mean, scale.std),
             budget=self._budget,
             recipe=self.recipe,
@@ -376,7 +377,7 @@ class ExemplarMemory:
         scale = found.normalization
         memory = cls(
             budget=chosen,
-            formation=Formation(found.factor),
+            formation=Formation(found.factor, found.bits),
             normalization=None if scale is None else Normalization(*scale),
             recipe=found.recipe,
         )

@@ -14,7 +14,14 @@ from torch import Generator, Tensor
 
 from dc_replay._checks import whole
 from dc_replay.budgets import Budget
-from dc_replay.buffer import REPLAYING, CondensedBuffer, ImageAugment, check_augment, stream
+from dc_replay.buffer import (
+    ORDERING,
+    REPLAYING,
+    CondensedBuffer,
+    ImageAugment,
+    check_augment,
+    stream,
+)
 from dc_replay.condense import Condenser
 from dc_replay.exemplars import Exemplars
 from dc_replay.memory import ExemplarMemory
@@ -27,6 +34,9 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
     An epoch goes through the decoded images of all classes so far in random order. This is the
     protocol of IDC's continual-learning experiment; see
     :class:`~dc_replay.plugin.DistillationPlugin` for its second loss.
+
+    In distributed training all processes condense together, and each goes through a part of the
+    epoch of its own, as with Avalanche's loaders.
 
     Args:
         condenser: What condenses an experience, for example ``dream_plus()``.
@@ -98,18 +108,19 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
         By now the strategy has made that loader, and adapted the model to the new classes.
         """
         self.buffer.remember_once(strategy)
+        done, processes = len(self.buffer.seconds), DistributedHelper.world_size
+        own = (REPLAYING, done, DistributedHelper.rank)
+        ordering = None
+        if processes > 1:
+            ordering = stream(self.buffer.seed, ORDERING, done, device=strategy.device)
         strategy.dataloader = MemoryLoader(
             self.buffer,
             batch_size=self.batch_size or strategy.train_mb_size,
             presentations_per_stored=self.presentations_per_stored,
             augment=self.augment,
-            generator=stream(
-                self.buffer.seed,
-                REPLAYING,
-                len(self.buffer.seconds),
-                DistributedHelper.rank,
-                device=strategy.device,
-            ),
+            generator=stream(self.buffer.seed, *own, device=strategy.device),
+            ordering=ordering,
+            part=(DistributedHelper.rank, processes),
         )
 
 
@@ -126,6 +137,10 @@ class MemoryLoader:
             decoded image once.
         augment: Applied to each batch of images.
         generator: Source of all randomness.
+        ordering: Source of the order in its place, which is the same for all parts; None is
+            ``generator``.
+        part: The number of this part of each epoch, and how many there are. They are equally long,
+            for which a few images are shown twice.
     """
 
     def __init__(
@@ -136,18 +151,23 @@ class MemoryLoader:
         presentations_per_stored: int | None,
         augment: ImageAugment | None,
         generator: Generator,
+        ordering: Generator | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.buffer = buffer
         self.batch_size = batch_size
         self.presentations_per_stored = presentations_per_stored
         self.augment = augment
         self.generator = generator
+        self.ordering = generator if ordering is None else ordering
+        self.part = part
 
     @property
     def images(self) -> int:
-        """Images in an epoch."""
+        """Images in this part of an epoch."""
         memory = self.buffer.memory
-        return len(memory) * (self.presentations_per_stored or memory.formation.images_per_stored)
+        each = self.presentations_per_stored or memory.formation.images_per_stored
+        return -(-len(memory) * each // self.part[1])
 
     def __len__(self) -> int:
         return -(-self.images // self.batch_size)
@@ -181,9 +201,9 @@ class MemoryLoader:
 
     def _order(self, decoded: int, count: int) -> Tensor:
         """Passes over the decoded images in random order, cut to ``count``."""
-        device = self.generator.device
+        number, parts = self.part
         orders = [
-            torch.randperm(decoded, generator=self.generator, device=device)
-            for _ in range(-(-count // decoded))
+            torch.randperm(decoded, generator=self.ordering, device=self.ordering.device)
+            for _ in range(-(-count * parts // decoded))
         ]
-        return torch.cat(orders)[:count]
+        return torch.cat(orders)[: count * parts][number::parts]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dc_replay._checks import whole
 from dc_replay.checkpoints import Snapshot
+from dc_replay.distributed import SINGLE, Share
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class PrefixChoice:
         multisize: How to choose.
         counts: Stored images of each class, at least 1.
         device: Where distances are computed.
+        share: Which process computes those of which class; None is this one alone.
 
     Attributes:
         sizes: Stored images in the matched prefix of each class; 0 for a class with one image,
@@ -64,9 +66,14 @@ class PrefixChoice:
     """
 
     def __init__(
-        self, multisize: Multisize, counts: Sequence[int], device: torch.device | str = "cpu"
+        self,
+        multisize: Multisize,
+        counts: Sequence[int],
+        device: torch.device | str = "cpu",
+        share: Share | None = None,
     ) -> None:
         self.multisize = multisize
+        self._share = SINGLE.share(len(counts)) if share is None else share
         self.counts = tuple(counts)
         self.sizes = [min(1, count - 1) for count in counts]
         self.frozen = [0 for _ in counts]
@@ -82,6 +89,7 @@ class PrefixChoice:
 
     def state(self) -> Snapshot:
         """All that changes."""
+        self._share.complete(self._totals.unbind())
         tensors = {"totals": self._totals}
         if self._before is not None:
             tensors["before"] = self._before
@@ -110,7 +118,8 @@ class PrefixChoice:
 
         Args:
             index: The class's position in ``counts``.
-            distances: Feature distance of each prefix from the real images, ``[count - 1]``.
+            distances: Feature distance of each prefix from the real images, ``[count - 1]``;
+                without entries where another process computes them.
         """
         if not any(self._steps):
             self.history.append(list(self.sizes))
@@ -126,6 +135,7 @@ class PrefixChoice:
         self._outer += 1
         if self._outer % self.multisize.period:
             return False
+        self._share.complete(self._totals.unbind())
         steps = torch.tensor(self._steps, device=self._totals.device).clamp(min=1)
         mean = self._totals / steps[:, None]
         self._totals, self._steps = torch.zeros_like(mean), [0] * len(self.counts)

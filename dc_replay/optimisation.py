@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -29,9 +29,9 @@ class PixelStep:
     Attributes:
         lr: Learning rate.
         momentum: Momentum.
-        reference: The number of stored images per class that ``lr`` is for; a class with more gets
-            a rate in proportion, because each image then has a smaller share in the mean. None
-            uses ``lr`` as it is.
+        reference: The number of images per class that ``lr`` is for, a layer of a stored image
+            counting as one; a class with more gets a rate in proportion, because each image then
+            has a smaller share in the mean. None uses ``lr`` as it is.
         final: The share of the rate that is left at the end of the condensation, to which it falls
             linearly. The published methods keep the rate, 1; where steps are few, large ones that
             die away reach further than equal ones.
@@ -61,9 +61,10 @@ class PixelStep:
                 f"to keep it"
             )
 
-    def optimizer(self, pixels: list[Tensor]) -> torch.optim.SGD:
-        """An optimiser over the stored images of each class."""
-        rates = [self.lr * (len(p) / self.reference if self.reference else 1) for p in pixels]
+    def optimizer(self, pixels: list[Tensor], layers: int = 1) -> torch.optim.SGD:
+        """An optimiser over the open images of each class, which have so many layers."""
+        shares = [layers * len(p) / self.reference if self.reference else 1 for p in pixels]
+        rates = [self.lr * share for share in shares]
         groups = [
             {"params": [p], "lr": rate, "initial_lr": rate}
             for p, rate in zip(pixels, rates, strict=True)
@@ -77,7 +78,11 @@ class PixelStep:
 
 
 class NetworkUpdate(Protocol):
-    """What the matching network learns between two pixel steps."""
+    """What the matching network learns between two pixel steps.
+
+    Several processes hand their pixels round before each call, unless an attribute ``uses_pixels``
+    is False.
+    """
 
     def __call__(self, apprentice: Apprentice, pixels: list[Tensor]) -> None:
         """Train the apprentice, given the stored images of each class in ``[0, 1]``."""
@@ -96,6 +101,7 @@ class OnReal:
     """
 
     images: int = 2000
+    uses_pixels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         whole("images", self.images)
@@ -133,6 +139,10 @@ class Optimisation:
 
     For one matching network after the other: in every inner iteration one pixel step for each
     class, then what the network learns. After each network the pixels are clamped to ``[0, 1]``.
+
+    Several processes do this together: each moves the pixels of its own classes, while everything
+    that is drawn is drawn for all classes, and the network learns the same everywhere. What all
+    need to know is handed round after each network.
 
     Args:
         pixels: Stored images of each class in ``[0, 1]``, which are changed in place.
@@ -178,11 +188,12 @@ class Optimisation:
         self.inner = inner
         self.pace = pace
         self.distances: list[Tensor] = []
-        self._optimizer = step.optimizer(pixels)
+        self._optimizer = step.optimizer(pixels, apprentice.formation.layers)
         self._outer = 0
-        # Of each inner iteration with the network of the moment and each class. They are looked at
-        # once per network, because a GPU would have to wait for each look.
-        self._finite: list[Tensor] = []
+        # The distance, and a number that is finite if all was, of each of this process's classes in
+        # each inner iteration with the network of the moment. They are looked at once per network,
+        # because a GPU would have to wait for each look.
+        self._measured: list[list[tuple[Tensor, Tensor]]] = []
 
     def run(self, checkpoint: Checkpoint | None = None) -> Iterator[None]:
         """Go on to the end; yield after each inner iteration.
@@ -196,13 +207,14 @@ class Optimisation:
         """
         device = self.apprentice.real.images.device
         while not self.pace.over:
-            last = [stored.clone() for stored in self.pixels], len(self.distances)
+            last = [stored.clone() for stored in self.pixels]
             # So that no state of the global generators is carried from network to network.
             with isolated(self.apprentice.generator, device):
                 self.apprentice.restart()
                 self.apprentice.train(self.warm_up)
+                self.apprentice.agree()
                 yield from self._with_one_network()
-            self._check(*last)
+            self._take_note(last)
             for stored in self.pixels:
                 stored.clamp_(0, 1)
             self.comparison.end_outer_iteration(self.pixels, self._optimizer)
@@ -225,9 +237,18 @@ class Optimisation:
         tensors = {"generator": self.apprentice.generator.get_state()}
         if self.distances:
             tensors["distances"] = torch.stack(self.distances)
-        for number, stored in enumerate(self.pixels):
+        momenta = [self._optimizer.state[stored].get("momentum_buffer") for stored in self.pixels]
+        share = self.apprentice.real.share
+        if share.ranks.size > 1 and self.step.momentum:  # then every class has one by now
+            momenta = [
+                torch.zeros_like(stored) if momentum is None else momentum
+                for stored, momentum in zip(self.pixels, momenta, strict=True)
+            ]
+            share.complete(self.pixels, momenta)
+        else:
+            share.complete(self.pixels)
+        for number, (stored, momentum) in enumerate(zip(self.pixels, momenta, strict=True)):
             tensors[f"pixels.{number}"] = stored
-            momentum = self._optimizer.state[stored].get("momentum_buffer")
             if momentum is not None:
                 tensors[f"momentum.{number}"] = momentum
         own = Snapshot(tensors, {"outer": self._outer})
@@ -256,37 +277,47 @@ class Optimisation:
             drawn = self.sampler.draw(
                 apprentice.real, drawn, inner, apprentice.embed, apprentice.generator
             )
-            distance = self._move(drawn)
+            self._move(drawn)
             if self.update is not None:
+                if getattr(self.update, "uses_pixels", True):
+                    apprentice.real.share.complete(self.pixels)
                 self.update(apprentice, self.pixels)
             self.pace.advance()
-            self.distances.append(distance)
             yield
             if self.pace.over:
                 break
 
-    def _move(self, drawn: list[Tensor]) -> Tensor:
-        """Take one pixel step, given the real images of each class; return the mean distance."""
+    def _move(self, drawn: list[Tensor]) -> None:
+        """Take one pixel step, given the real images of each class."""
+        real = self.apprentice.real
         self.step.set_rate(self._optimizer, self.pace.share)
         batches = self._batches(drawn)
-        found = self.match(self.apprentice.parameters, self.apprentice.real.scale, batches)
-        for position, (stored, matched) in enumerate(zip(self.pixels, found, strict=True)):
-            stored.grad = matched.slope
-            self.comparison.record(position, matched.prefixes)
-        self._finite.append(torch.stack([_value(matched) for matched in found]).isfinite())
+        matches: list[Matched] = []
+        if batches:
+            matches = self.match(self.apprentice.parameters, real.scale, batches)
+        self._measured.append([(matched.distance, _value(matched)) for matched in matches])
+        found = dict(zip(real.share.own, matches, strict=True))
+        nothing = real.scale.mean.new_empty(0)
+        for position, stored in enumerate(self.pixels):
+            matched = found.get(position)
+            if matched is not None:
+                stored.grad = matched.slope
+            self.comparison.record(position, nothing if matched is None else matched.prefixes)
         self.comparison.hold(self.pixels)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return torch.stack([matched.distance for matched in found]).mean()
 
     def _batches(self, drawn: list[Tensor]) -> list[ClassBatch]:
+        """What is compared for each of this process's classes."""
         real = self.apprentice.real
-        device = real.images.device
+        device, own = real.images.device, real.share.own
         labels = torch.arange(len(self.pixels), device=device)
         changes = self.augment.draw(self.apprentice.generator, len(self.pixels)).to(device)
         batches = []
         for position, (stored, index) in enumerate(zip(self.pixels, drawn, strict=True)):
             decoded = self.comparison.draw(position)
+            if position not in own:
+                continue
             batches.append(
                 ClassBatch(
                     real=real.images[index],
@@ -299,17 +330,28 @@ class Optimisation:
             )
         return batches
 
-    def _check(self, pixels: list[Tensor], distances: int) -> None:
-        """Raise an error, and go back to these pixels, unless all numbers were finite."""
-        after = torch.stack([stored.sum() for stored in self.pixels]).isfinite()
-        finite = torch.stack([*self._finite, after])
-        self._finite = []
+    def _take_note(self, pixels: list[Tensor]) -> None:
+        """Add the distances with one network to the history.
+
+        Unless all numbers were finite: then raise an error, and go back to these pixels.
+        """
+        share = self.apprentice.real.share
+        own = slice(share.own.start, share.own.stop)
+        steps = len(self._measured)
+        numbers = self.apprentice.real.scale.mean.new_zeros((2 * steps + 1, len(self.pixels)))
+        if share.own:
+            rows = [[pair[part] for pair in step] for part in (0, 1) for step in self._measured]
+            rows.append([stored.sum() for stored in self.pixels[own]])
+            numbers[:, own] = torch.stack([torch.stack(row) for row in rows])
+        self._measured = []
+        share.complete(numbers.unbind(1))
+        finite = numbers[steps:].isfinite()
         if finite.all():
+            self.distances.extend(row.mean() for row in numbers[:steps])
             return
         inner, position = (~finite).nonzero()[0].tolist()
         for stored, good in zip(self.pixels, pixels, strict=True):
             stored.copy_(good)
-        del self.distances[distances:]
         raise DivergedError(
             f"the condensation diverged: the distance of class "
             f"{self.apprentice.real.labels[position]}, its gradient or its pixels became NaN or "

@@ -9,6 +9,7 @@ import torch
 
 from dc_replay._checks import real
 from dc_replay.checkpoints import Snapshot
+from dc_replay.distributed import SINGLE, Ranks
 from dc_replay.errors import ArgumentError
 
 
@@ -87,19 +88,22 @@ class BySteps:
 class ByClock:
     """Ends when another inner iteration would take longer than there is time left.
 
-    The clock starts here. One iteration always fits.
+    The clock starts here. One iteration always fits. Of several processes the slowest one's clock
+    counts, so that all stop after the same iteration.
 
     Args:
         seconds: The time there is, above 0.
         device: Where the work is done, which may lag behind the calls that ask for it.
+        ranks: The processes that do it.
     """
 
     unit = "s"
 
-    def __init__(self, seconds: float, device: torch.device) -> None:
+    def __init__(self, seconds: float, device: torch.device, ranks: Ranks = SINGLE) -> None:
         check_seconds(seconds)
         self.total = seconds
         self._device = device
+        self._ranks = ranks
         self._began = self._last = time.perf_counter()
         self._longest: float | None = None
         self._passed = 0.0
@@ -120,8 +124,9 @@ class ByClock:
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
         # The first includes what comes once: a compiler, the choice of the initial images.
-        self._longest = 0.0 if self._longest is None else max(self._longest, now - self._last)
-        self._last, self._passed = now, now - self._began
+        longest = 0.0 if self._longest is None else max(self._longest, now - self._last)
+        self._last = now
+        self._longest, self._passed = self._ranks.largest([longest, now - self._began])
 
     def state(self) -> Snapshot:
         """The time that has passed, and the longest iteration."""

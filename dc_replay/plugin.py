@@ -36,6 +36,10 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
     Avalanche's checkpoints replace a strategy's objects when they are loaded: afterwards, find the
     plugin in ``strategy.plugins``.
 
+    In distributed training all processes condense together and have the same memory. Each draws
+    exemplars of its own for its own mini-batch; as with Avalanche's batch sizes, ``batch_size_mem``
+    is that of one process.
+
     Args:
         condenser: What condenses an experience, for example ``dream_plus()``.
         budget: How many stored images each class may have.
@@ -189,7 +193,7 @@ class DistillationPlugin(SupervisedPlugin[Any], supports_distributed=True):
         Raises:
             ArgumentError: If the model has a head for each task.
         """
-        if isinstance(strategy.model, MultiTaskModule):
+        if isinstance(DistributedHelper.unwrap_model(strategy.model), MultiTaskModule):
             raise ArgumentError(
                 "`model` is a MultiTaskModule, which has a head for each task, but distillation "
                 "here needs one column per class; use Avalanche's LwFPlugin"
@@ -209,7 +213,8 @@ class DistillationPlugin(SupervisedPlugin[Any], supports_distributed=True):
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep a frozen copy of the model, and note the classes that it has learned."""
         self.columns = tuple(sorted({*self.columns, *classes_of(strategy.experience)}))
-        self.teacher = copy.deepcopy(strategy.model).eval().requires_grad_(False)
+        model = DistributedHelper.unwrap_model(strategy.model)
+        self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def classes_of(experience: Any) -> set[int]:

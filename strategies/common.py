@@ -14,8 +14,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
+from dc_replay._progress import progress
 from dc_replay.augment import Augmentation, cutmix
 from dc_replay.budgets import Budget, ImagesPerClass
 from dc_replay.buffer import CondensedBuffer
@@ -186,14 +186,14 @@ class Schedule(SupervisedPlugin[Any]):
         self.decay = decay
         self.progress = progress
         self._epoch = 0
-        self._bar: tqdm[Any] | None = None
+        self._bar: Any = None
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Reset the optimiser."""
         strategy.optimizer.state.clear()
         self._epoch = 0
         total = strategy.train_epochs
-        self._bar = tqdm(
+        self._bar = progress(
             total=total, desc="train", unit="epoch", leave=False, disable=not self.progress
         )
 

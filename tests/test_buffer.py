@@ -24,7 +24,7 @@ from dc_replay import recipes
 from dc_replay.budgets import ImagesPerClass, Smallest, TotalBytes, TotalImages
 from dc_replay.buffer import CondensedBuffer
 from dc_replay.condense import Condensed
-from dc_replay.errors import ArgumentError
+from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.exemplars import Exemplars
 from dc_replay.formation import Formation
 from dc_replay.memory import ExemplarMemory
@@ -477,16 +477,31 @@ def test_a_condenser_that_breaks_its_word_changes_nothing():
     assert state_of(buffer.memory) == (None, ImagesPerClass(1), None)
 
 
+class Late(PixelStep):
+    """Moves as it should in the first half of the condensation."""
+
+    def set_rate(self, optimizer, share):
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] if share < 0.5 else 1e35
+
+
 def test_the_last_good_exemplars_of_a_condensation_that_diverged_are_stored():
-    initial = make_buffer(replace(idc(), pixels=PixelStep(lr=1e-30)))
-    diverging = make_buffer(replace(idc(), inner=2, pixels=PixelStep(lr=1e35)))
+    good = make_buffer(replace(idc(), outer=2, inner=3))
+    diverging = make_buffer(replace(idc(), outer=4, inner=3, pixels=Late()))
     experience = pairs()[0]
-    initial.remember(experience, device="cpu")
+    good.remember(experience, device="cpu")
     with pytest.warns(RuntimeWarning, match="diverged.* it had reached before are stored"):
         diverging.remember(experience, device="cpu")
-    assert torch.equal(diverging.memory.exemplars.pixels, initial.memory.exemplars.pixels)
+    assert torch.equal(diverging.memory.exemplars.pixels, good.memory.exemplars.pixels)
     [history] = diverging.history
-    assert history["distance"] == [] and "outer iteration 0" in history["diverged"][0]
+    assert len(history["distance"]) == 6 and "outer iteration 2" in history["diverged"][0]
+
+
+def test_the_images_that_a_condensation_began_with_are_not_stored():
+    buffer = make_buffer(replace(idc(), inner=2, pixels=PixelStep(lr=1e35)))
+    with pytest.raises(DivergedError, match="outer iteration 0"):
+        buffer.remember(pairs()[0], device="cpu")
+    assert not len(buffer.memory) and not buffer.history
 
 
 def test_the_history_of_a_long_condensation_is_kept_in_few_numbers():
@@ -589,7 +604,7 @@ def test_a_memory_of_another_form_is_refused():
     with pytest.raises(ArgumentError, match="`memory` is a str; pass an ExemplarMemory"):
         buffer.memory = "memory.safetensors"
     other = ExemplarMemory(budget=ImagesPerClass(2), formation=Formation(1))
-    with pytest.raises(ArgumentError, match=r"`memory` forms images by .*with factor=1"):
+    with pytest.raises(ArgumentError, match=r"`memory` forms images by .*with formation=Form"):
         buffer.memory = other
 
 

@@ -142,6 +142,31 @@ def test_a_finished_condensation_is_not_done_again(tmp_path):
     assert first.history == again.history
 
 
+@pytest.mark.usefixtures("at_once")
+def test_the_time_of_interrupted_runs_counts(tmp_path):
+    path = tmp_path / "state"
+    built = condenser("idc")
+    assert run(built, tmp_path / "whole").seconds_before == 0
+    built = replace(built, update=Until(built.update))
+    built.update.left.append(5)
+    began = time.perf_counter()
+    with pytest.raises(Killed):
+        run(built, path)
+    spent = time.perf_counter() - began
+    time.sleep(0.5)  # between the two nobody works
+    built.update.left[:] = [4]
+    with pytest.raises(Killed):
+        run(built, path)
+    time.sleep(0.5)
+    built.update.left.clear()
+    found = run(built, path).seconds_before
+    assert 0 < found < 2 * spent + 0.4
+    # It is finished now, and reading it again and again is no work.
+    whole = run(built, path).seconds_before
+    assert found < whole < found + spent + 1
+    assert run(built, path).seconds_before == whole
+
+
 def test_a_time_budget_counts_what_was_spent_before(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "SHARE", float("inf"))
     built = replace(condenser("idc"), seconds=0.6)

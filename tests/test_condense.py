@@ -1006,3 +1006,41 @@ def test_the_defaults_select_at_random():
     condenser = Condenser(name="plain")
     assert condenser.selection == RandomImages() and condenser.objective is None
     assert condenser.stores_raw_images
+
+
+# Two images in the bytes of one
+
+
+@pytest.mark.parametrize("name", ["random", "representative", "dc", "idc", "dream_plus"])
+def test_four_bits_condense_twice_the_images(name, tmp_path):
+    images, labels = toy((20, 20))
+    condenser = small(name, outer=2, inner=2)
+    condenser = replace(condenser, formation=replace(condenser.formation, bits=4))
+    found = run(condenser, images, labels, quotas=2, checkpoint=tmp_path / "state")
+    assert found.exemplars.pixels.shape == (4, 3, 8, 8)
+    decoded = condenser.formation.decode(condenser.formation.open(found.exemplars.pixels))
+    assert len(decoded) == 4 * 2 * condenser.formation.factor**2
+    if condenser.objective is not None:
+        start = run(replace(condenser, objective=None), images, labels, quotas=2)
+        assert not torch.equal(found.exemplars.pixels, start.exemplars.pixels)
+        again = run(condenser, images, labels, quotas=2, checkpoint=tmp_path / "state")
+        assert torch.equal(found.exemplars.pixels, again.exemplars.pixels)
+    # Both layers show images of the class.
+    halves = decoded.view(4, 2, -1, 3, 8, 8).mean(dim=2)
+    for label in (0, 1):
+        mean = images[labels == label].float().mean(dim=0) / 255
+        others = images[labels != label].float().mean(dim=0) / 255
+        for shown in halves[found.exemplars.labels == label].flatten(0, 1):
+            assert (shown - mean).norm() < (shown - others).norm()
+
+
+def test_what_is_optimised_with_four_bits_is_both_layers():
+    images, labels = toy((20, 20))
+    plain = small("idc", outer=1, inner=1, pixels=PixelStep(lr=1e-2))
+    four = replace(plain, formation=Formation(2, bits=4))
+    # One step with 8 images of 16 levels each is one step with the 8 images of two stored ones.
+    first = run(four, images, labels, quotas=1)
+    second = run(plain, images, labels, quotas=2)
+    opened = four.formation.open(first.exemplars.pixels).view(4, 3, 8, 8)
+    whole = plain.formation.open(second.exemplars.pixels)
+    assert (opened - whole).abs().max() <= 0.5 / 15 + 0.5 / 255 + 1e-6

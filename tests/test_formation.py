@@ -178,3 +178,65 @@ def test_coarse_images_are_those_that_storing_would_leave(factor, generator):
     shifted = formation.coarse(3 * images - 1)  # normalised or not is the same
     torch.testing.assert_close(shifted, 3 * formation.coarse(images) - 1)
     assert formation.coarse(torch.rand(2, 1, 7, 5, generator=generator)).shape == (2, 1, 7, 5)
+
+
+# Two images in the bytes of one
+
+
+def four_bits(count, shape, seed=0):
+    """Stored bytes, and the two layers that they hold, made number by number."""
+    generator = torch.Generator().manual_seed(seed)
+    levels = torch.randint(16, (count, 2, *shape), generator=generator)
+    stored = torch.zeros((count, *shape), dtype=torch.uint8)
+    for place in range(count):
+        for channel in range(shape[0]):
+            for row in range(shape[1]):
+                for column in range(shape[2]):
+                    upper, lower = levels[place, :, channel, row, column].tolist()
+                    stored[place, channel, row, column] = 16 * upper + lower
+    return stored, levels.float() / 15
+
+
+@pytest.mark.parametrize(("factor", "channels", "height", "width"), CASES)
+def test_four_bits_hold_two_layers(factor, channels, height, width):
+    formation = Formation(factor, bits=4)
+    stored, layers = four_bits(3, (channels, height, width))
+    opened = formation.open(stored)
+    assert opened.shape[1:] == formation.open_shape(channels, height, width)
+    assert torch.equal(opened, layers.flatten(1, 2))
+    assert torch.equal(formation.store(opened), stored)
+    # As if each layer were a stored image of its own.
+    expected = Formation(factor).decode(layers.flatten(0, 1))
+    decoded = formation.decode(opened)
+    assert formation.images_per_stored == 2 * factor**2
+    assert torch.equal(decoded, expected)
+    index = torch.randperm(len(decoded), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(formation.decode_at(stored, index), decoded[index])
+    first = formation.decode(formation.open(stored[:2]))
+    assert torch.equal(first, decoded[: 2 * formation.images_per_stored])
+
+
+def test_four_bits_take_the_nearest_of_16_values():
+    values = torch.linspace(-0.2, 1.2, 200).view(1, 2, 1, 100)
+    formation = Formation(1, bits=4)
+    found = formation.open(formation.store(values))
+    assert (found - values.clamp(0, 1)).abs().max() <= 0.5 / 15 + 1e-6
+    assert formation.store(values).shape == (1, 1, 1, 100)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_packing_fills_one_layer_after_the_other(factor, generator):
+    formation = Formation(factor, bits=4)
+    images = torch.rand(2 * formation.images_per_stored, 3, 6, 6, generator=generator)
+    packed = formation.pack(images)
+    assert packed.shape == (2, 6, 6, 6)
+    plain = Formation(factor)
+    assert torch.equal(formation.decode(packed), plain.decode(plain.pack(images)))
+    with pytest.raises(ArgumentError, match="multiple of the .* at factor . and 4 bits"):
+        formation.pack(images[1:])
+
+
+@pytest.mark.parametrize("bits", [0, 1, 2, 16, 4.0, "4", True, None])
+def test_only_8_and_4_bits_are_taken(bits):
+    with pytest.raises(ArgumentError, match="`bits` is .*8 bits, or 4"):
+        Formation(2, bits=bits)

@@ -726,14 +726,23 @@ def test_a_header_that_contradicts_the_data_is_refused(path, old, new):
     [
         ({"format": None}, r"`format` is None, expected 'dc-replay-memory'; .* not one that"),
         ({"format": "gguf"}, r"`format` is 'gguf', expected 'dc-replay-memory'"),
-        ({"format_version": "2"}, r"`format_version` is '2', but this release reads '1'; install"),
+        (
+            {"format_version": "3"},
+            r"`format_version` is '3', but this release reads '1' and '2'",
+        ),
+        ({"format_version": "2"}, "the metadata has no `bits`"),
+        ({"format_version": "2", "bits": "5"}, r"`bits`.* cannot be used \(`bits` is 5, but"),
+        ({"format_version": "2", "bits": "4.0"}, "`bits`.* cannot be used"),
         ({"factor": None}, r"the metadata has no `factor`; the file is damaged or was edited"),
         ({"recipe": None}, r"the metadata has no `recipe`"),
         ({"counts": None}, r"the metadata has no `counts`"),
-        ({"factor": "two"}, r"`factor`, `normalization` or `budget` cannot be used \(invalid lit"),
+        (
+            {"factor": "two"},
+            r"`factor`, `bits`, `normalization` or `budget` cannot be used \(invalid lit",
+        ),
         ({"factor": "0"}, r"cannot be used \(`factor` must be a whole number"),
         ({"factor": "99"}, r"cannot be used \(`factor` is 99, which leaves whole crops outside"),
-        ({"factor": "9" * 5000}, r"`factor`, `normalization` or `budget` cannot be used"),
+        ({"factor": "9" * 5000}, r"`factor`, `bits`, `normalization` or `budget` cannot be used"),
         ({"classes": "[0"}, r"`classes` is '\[0', expected JSON"),
         ({"classes": "[" * 100_000}, r"`classes` is '\[+', expected JSON"),
         ({"classes": "[]"}, r"`classes` is \[\], expected a list of whole numbers, not empty"),
@@ -797,3 +806,23 @@ def test_tensors_of_another_kind_are_refused(path, changes, message):
     save_file({key: v for key, v in tensors.items() if v is not None}, path, metadata)
     with pytest.raises(MemoryFileError, match=message):
         ExemplarMemory.load(path)
+
+
+def test_four_bits_are_saved_and_come_back(tmp_path):
+    formation = Formation(2, bits=4)
+    memory = ExemplarMemory(budget=TotalBytes(10 * 3 * 64), formation=formation)
+    pixels = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8, generator=seeded(0))
+    memory.add(Exemplars(pixels, torch.tensor([0, 0, 0, 1, 1, 1])))
+    assert memory.nbytes == 6 * 3 * 64 and memory.decoded_len == 6 * 8
+    memory.save(tmp_path / "file")
+    found = ExemplarMemory.load(tmp_path / "file")
+    assert found.formation == formation
+    for one, other in zip(memory.decoded(), found.decoded(), strict=True):
+        assert torch.equal(one, other)
+    drawn, labels = found.sample(40, generator=seeded(3))
+    index = torch.randint(found.decoded_len, (40,), generator=seeded(3))
+    torch.testing.assert_close(drawn, found.decoded()[0][index])
+    assert torch.equal(labels, found.decoded()[1][index])
+    whole = found.decoded()[0]
+    found.shrink(images_per_class=1)
+    assert torch.equal(found.decoded()[0], torch.cat([whole[:8], whole[24:32]]))
