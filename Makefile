@@ -16,7 +16,7 @@ INSTALLED := .venv/.installed
 
 LONG_OUT ?= runs/long
 
-.PHONY: demo test test-long speed check format
+.PHONY: demo test test-long speed report docs check format
 
 demo: $(INSTALLED)  ## compare the methods, and ways to shrink, on handwritten digits; see runs/demo
 	$(BIN)/python -m benchmarks.class_incremental $(DEMO_ARGS)
@@ -37,6 +37,12 @@ test-long: $(INSTALLED)  ## bad input by the thousand, 50 kills, 1,000 experienc
 speed: $(INSTALLED)  ## that what is meant to be fast is not slow; alone on the machine, a minute or two
 	$(BIN)/python -m benchmarks.matching_speed $(MATCHING_GATE)
 	$(BIN)/python -m benchmarks.replay_throughput $(REPLAY_GATE)
+
+report: $(INSTALLED)  ## write the tables and plots from the committed results
+	$(BIN)/python -m benchmarks.readme
+
+docs: $(INSTALLED)  ## the documentation, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: $(INSTALLED)  ## lint, format, types, import direction
 	$(BIN)/ruff check .

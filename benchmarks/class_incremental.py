@@ -4,6 +4,11 @@
 
 Writes ``results.jsonl``, ``accuracy.png``, ``exemplars.png``, ``report.md`` and Avalanche's logs
 into the output folder. Started again with the same folder, it goes on where it stopped.
+
+    torchrun --nproc-per-node 4 -m benchmarks.class_incremental ...
+
+condenses all experiences first, on all processes together, into the folder ``condensed``. Then the
+first process alone trains and writes, as without ``torchrun``.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +33,8 @@ from avalanche.models.utils import avalanche_model_adaptation
 from avalanche.training.plugins import EvaluationPlugin
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
-from tqdm.auto import tqdm
 
+from benchmarks import distributed
 from benchmarks.compiled import compile_layers
 from benchmarks.data import ImageData, class_order
 from benchmarks.image_data import LabelledImages
@@ -38,7 +43,17 @@ from benchmarks.presets import matching_factory, network_factory
 from benchmarks.report import exemplar_sheet, write_report
 from benchmarks.results import ResultStore, Row, environment
 from benchmarks.workload import Workload, command_line, names
-from dc_replay import Budget, ExemplarMemory, ImagesPerClass, Smallest, TotalBytes, TotalImages
+from dc_replay import (
+    Budget,
+    CondensedBuffer,
+    Condenser,
+    ExemplarMemory,
+    ImagesPerClass,
+    Smallest,
+    TotalBytes,
+    TotalImages,
+)
+from dc_replay._progress import progress
 from dc_replay.augment import augmentation
 from dc_replay.errors import ArgumentError
 from dc_replay.networks import set_precision
@@ -52,7 +67,7 @@ class Arguments(Workload):
     Attributes:
         methods: Methods, separated by commas: recipes, to which subset matching and multisize
             condensation are added as in dream_plus+sm+mdc; with protocol replay also naive,
-            cumulative and stock_replay.
+            cumulative, and stock_replay, stock_herding and stock_reservoir, which are Avalanche's.
         network: The network to train: convnet3 (or another depth), resnet10 or densenet121.
         protocol: What is trained on: the memory alone from the model before with distillation, the
             memory alone from scratch, or new data together with the memory.
@@ -89,15 +104,20 @@ def main(arguments: Arguments, command: str) -> str:
     Raises:
         DCReplayError: If an argument cannot be used.
     """
+    if distributed.processes() > 1 and arguments.condensed is None:
+        arguments = replace(arguments, condensed=arguments.out / "condensed")
     run = Run(arguments)
-    run.store.claim(run.settings(), command=command)
+    if distributed.is_first():
+        run.store.claim(run.settings(), command=command)
     left = [
         (seed, method)
         for seed in run.seeds
         for method in run.methods
         if not all(run.store.finished(method, seed, step=step) for step in range(arguments.steps))
     ]
-    with tqdm(
+    if distributed.processes() > 1:
+        distributed.condense_first(run.memories(left), run.device, cut=run.cut)
+    with progress(
         total=len(left) * arguments.steps, desc="all", unit="step", disable=arguments.quiet
     ) as bar:
         for seed, method in left:
@@ -187,18 +207,7 @@ class Run:
             steps=epochs * images // batch * arguments.steps,
         )
         set_precision(model, arguments.precision, self.device)
-        chosen = None
-        if method not in WITHOUT_RECIPE:
-            matching = matching_factory(
-                arguments.network,
-                channels=channels,
-                size=(height, width),
-                width=settings.width,
-            )
-            chosen = named_method(method).condenser(
-                settings, factor=arguments.factor, ipc=arguments.ipc, network=matching
-            )
-            chosen = replace(chosen, compile=mode, precision=arguments.precision)
+        chosen = None if method in WITHOUT_RECIPE else self._condenser(method, data)
         setup = Setup(
             model=model,
             classes_per_step=per_step,
@@ -225,6 +234,34 @@ class Run:
         if method in WITHOUT_RECIPE:
             return WITHOUT_RECIPE[method](setup)
         return PROTOCOLS[arguments.protocol](setup)
+
+    def _condenser(self, method: str, data: ImageData) -> Condenser:
+        arguments, settings = self.arguments, self.preset
+        channels, height, width = data.image_shape
+        matching = matching_factory(
+            arguments.network, channels=channels, size=(height, width), width=settings.width
+        )
+        built = named_method(method).condenser(
+            settings, factor=arguments.factor, ipc=arguments.ipc, network=matching
+        )
+        return replace(built, compile=arguments.compile_mode(), precision=arguments.precision)
+
+    def memories(self, left: Sequence[tuple[int, str]]) -> Iterator[tuple[CondensedBuffer, Any]]:
+        """For each seed and method that optimises, an empty memory and its experiences."""
+        for seed, method in left:
+            data = self.arguments.in_order(self.data, seed=seed)
+            if method in WITHOUT_RECIPE:
+                continue
+            condenser = self._condenser(method, data)
+            if condenser.objective is not None:
+                buffer = CondensedBuffer(
+                    condenser=condenser,
+                    budget=self._budget(),
+                    seed=seed,
+                    progress=not self.arguments.quiet,
+                    checkpoint_dir=self.arguments.condensed,
+                )
+                yield buffer, _stream(data, self.arguments.steps).train_stream
 
     def _budget(self) -> Budget:
         each = ImagesPerClass(self.arguments.ipc)

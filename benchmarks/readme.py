@@ -1,7 +1,8 @@
-"""Keep the tables in the README files equal to the committed results.
+"""Keep the tables and plots equal to the committed results.
 
-``python -m benchmarks.readme`` writes, between each pair of markers in the files below, the
-table of the results folder that the first marker names.
+``python -m benchmarks.readme`` makes the plots and the report of every results folder again, and
+writes, between each pair of markers in the files below, the table of the folder that the first
+marker names.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from benchmarks import (
     replay_throughput,
     scaling,
 )
-from benchmarks.report import results_section
+from benchmarks.choice import choice_caption, choice_table
+from benchmarks.published import published_table
+from benchmarks.report import results_section, write_any_report
 from benchmarks.results import ResultStore
 from benchmarks.set_reports import set_section
 from benchmarks.tables import Table, markdown_table
@@ -42,7 +45,7 @@ def bad_input_cells(rows: Sequence[Any]) -> Table:
     return ("campaign", "inputs tried", "refused", "tests failed"), lines
 
 
-FILES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "reliability.md")
+FILES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("docs/*.md")))
 CELLS: dict[str, Callable[[Sequence[Any]], Table]] = {
     "matching_speed": matching_speed.cells,
     "replay_throughput": replay_throughput.cells,
@@ -54,9 +57,17 @@ CELLS: dict[str, Callable[[Sequence[Any]], Table]] = {
 }
 """Tables of the benchmarks that write figures."""
 
+SCALES = {
+    "fast, CPU": {"convnet3": "cifar100_fast"},
+    "paper, GPU": {"convnet3": "paper/memory_only", "resnet10": "paper/resnet10"},
+}
+"""The results that stand beside the published curves; see :mod:`benchmarks.campaign`."""
+
 _SECTION = re.compile(
     r"(<!-- results: (?P<folder>\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL
 )
+_PUBLISHED = re.compile(r"(<!-- published -->\n).*?(<!-- end of published -->)", re.DOTALL)
+_CHOICE = re.compile(r"(<!-- choice: (?P<folder>\S+) -->\n).*?(<!-- end of choice -->)", re.DOTALL)
 
 
 def updated(text: str, *, root: Path = ROOT) -> str:
@@ -74,7 +85,16 @@ def updated(text: str, *, root: Path = ROOT) -> str:
             table = results_section(rows, "\n".join(store.commands()))
         return f"{match[1]}{table}\n{match[3]}"
 
-    return _SECTION.sub(section, text)
+    def published(match: re.Match[str]) -> str:
+        table = published_table(root / "benchmarks" / "results", scales=SCALES)
+        return f"{match[1]}{markdown_table(*table)}\n{match[2]}"
+
+    def choice(match: re.Match[str]) -> str:
+        folder = root / match["folder"]
+        table = markdown_table(*choice_table(folder))
+        return f"{match[1]}{choice_caption(folder)}\n\n{table}\n{match[3]}"
+
+    return _CHOICE.sub(choice, _PUBLISHED.sub(published, _SECTION.sub(section, text)))
 
 
 def _figures(path: Path) -> str:
@@ -92,8 +112,23 @@ def _figures(path: Path) -> str:
     )
 
 
+def _draw(path: Path) -> None:
+    """Make the plot of measured figures again, where there is one."""
+    found = json.loads(path.read_text())
+    if found["benchmark"] == "scaling":
+        options = {
+            name: found["settings"][name]
+            for name in ("classes", "ipc", "sides", "base_classes", "base_ipc", "base_side")
+        }
+        scaling.draw(found["rows"], scaling.Arguments(**options, out=path.parent))
+
+
 def main() -> None:
-    """Bring the files up to date."""
+    """Bring plots, reports and files up to date."""
+    for path in sorted((ROOT / "benchmarks" / "results").rglob("results.jsonl")):
+        write_any_report(path.parent)
+    for path in sorted((ROOT / "benchmarks" / "results").rglob("results.json")):
+        _draw(path)
     for path in FILES:
         path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")
 

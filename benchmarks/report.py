@@ -27,6 +27,7 @@ __all__ = [
     "markdown_report",
     "results_section",
     "terminal_table",
+    "write_any_report",
     "write_report",
 ]
 
@@ -190,6 +191,16 @@ def write_report(out_dir: str | Path) -> str:
     return terminal_table(rows)
 
 
+def write_any_report(out_dir: str | Path) -> str:
+    """Make the plots and report of whichever benchmark wrote a folder; return its table.
+
+    Raises:
+        ArgumentError: If the folder has no results, or they are damaged.
+    """
+    sets = any("kind" in row for row in ResultStore(out_dir).rows())
+    return write_set_report(out_dir) if sets else write_report(out_dir)
+
+
 def main(out_dir: tyro.conf.Positional[Path], /) -> None:
     """Make the plots and report.md of a benchmark again from its results folder.
 
@@ -197,9 +208,7 @@ def main(out_dir: tyro.conf.Positional[Path], /) -> None:
         out_dir: The folder that a benchmark wrote to.
     """
     try:
-        rows = ResultStore(out_dir).rows()
-        sets = any("kind" in row for row in rows)
-        print(write_set_report(out_dir) if sets else write_report(out_dir))
+        print(write_any_report(out_dir))
     except ArgumentError as error:
         sys.exit(f"error: {error}")
 

@@ -12,7 +12,7 @@ from strategies.cumulative import cumulative
 from strategies.gdumb import gdumb
 from strategies.memory_only import memory_only
 from strategies.naive import naive
-from strategies.stock_replay import stock_replay
+from strategies.stock_replay import stock_herding, stock_replay, stock_reservoir
 
 PROTOCOLS: dict[str, Callable[[Setup], Contender]] = {
     "memory-only": memory_only,
@@ -25,5 +25,7 @@ WITHOUT_RECIPE: dict[str, Callable[[Setup], Contender]] = {
     "naive": naive,
     "cumulative": cumulative,
     "stock_replay": stock_replay,
+    "stock_herding": stock_herding,
+    "stock_reservoir": stock_reservoir,
 }
 """Methods that fill no condensed memory, for comparison under the protocol ``replay``."""

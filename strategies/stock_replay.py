@@ -1,15 +1,34 @@
-"""Avalanche's own replay: a class-balanced buffer of random images, at the same stored bytes."""
+"""Avalanche's own replay of raw images, at the same stored bytes as the condensed memories."""
 
 from __future__ import annotations
 
-from avalanche.training.plugins import ReplayPlugin
-from avalanche.training.storage_policy import ClassBalancedBuffer
+from typing import Any
 
+from avalanche.training.plugins import ReplayPlugin
+from avalanche.training.storage_policy import (
+    BalancedExemplarsBuffer,
+    ClassBalancedBuffer,
+    HerdingSelectionStrategy,
+    ParametricBuffer,
+    ReservoirSamplingBuffer,
+)
+
+from dc_replay.errors import ArgumentError
 from strategies.common import Contender, Setup, naive
 
 
-class CappedBuffer(ClassBalancedBuffer):
-    """Avalanche's class-balanced buffer that never keeps more than ``most`` images of a class."""
+class _Capped(BalancedExemplarsBuffer[Any]):
+    """A buffer divided among the classes that never keeps more than ``most`` images of one."""
+
+    most: int
+
+    def get_group_lengths(self, num_groups: int) -> list[int]:
+        """The images that each class may keep."""
+        return [min(length, self.most) for length in super().get_group_lengths(num_groups)]
+
+
+class RandomOfClasses(_Capped, ClassBalancedBuffer):
+    """Random images of each class."""
 
     def __init__(self, most: int, max_size: int, total_num_classes: int | None) -> None:
         super().__init__(
@@ -19,17 +38,54 @@ class CappedBuffer(ClassBalancedBuffer):
         )
         self.most = most
 
-    def get_group_lengths(self, num_groups: int) -> list[int]:
-        """The images that each class may keep."""
-        return [min(length, self.most) for length in super().get_group_lengths(num_groups)]
+
+class HerdingOfClasses(_Capped, ParametricBuffer):
+    """Images of each class by herding on the features of the model that is trained."""
+
+    def __init__(self, most: int, max_size: int, setup: Setup) -> None:
+        selection = HerdingSelectionStrategy(setup.model, "layers")
+        super().__init__(max_size, groupby="class", selection_strategy=selection)
+        self.most = most
 
 
 def stock_replay(setup: Setup) -> Contender:
-    """Keep as many raw images of each class as the condensed memories store."""
+    """Random images, as many of each class: ``ClassBalancedBuffer``."""
+    # Without a total there is room for as many images of each class from the beginning.
+    classes = setup.classes if setup.total_images is None else None
+    return _contender(setup, RandomOfClasses(setup.ipc, _images(setup), classes))
+
+
+def stock_herding(setup: Setup) -> Contender:
+    """Images by herding, as iCaRL does: ``ParametricBuffer``.
+
+    Source: Rebuffi et al., "iCaRL: Incremental Classifier and Representation Learning", CVPR 2017.
+    """
+    return _contender(setup, HerdingOfClasses(setup.ipc, _images(setup), setup))
+
+
+def stock_reservoir(setup: Setup) -> Contender:
+    """Every image so far with the same chance, whatever its class: ``ReservoirSamplingBuffer``.
+
+    Source: Vitter, "Random Sampling with a Reservoir", 1985.
+
+    Raises:
+        ArgumentError: If no total number of images is given, for it knows no other bound.
+    """
     if setup.total_images is None:
-        policy = CappedBuffer(setup.ipc, setup.ipc * setup.classes, setup.classes)
-    else:  # a total is shared by the classes seen so far
-        policy = CappedBuffer(setup.ipc, setup.total_images, None)
+        raise ArgumentError(
+            "`methods` names 'stock_reservoir', which takes no notice of classes and so cannot "
+            "keep a number of images of each; give a `budget`, such as total-images:2000"
+        )
+    policy = ReservoirSamplingBuffer(setup.total_images)
+    replay = ReplayPlugin(mem_size=policy.max_size, storage_policy=policy)
+    return Contender(strategy=naive(setup, [replay]), stored_images=lambda: len(policy.buffer))
+
+
+def _images(setup: Setup) -> int:
+    return setup.ipc * setup.classes if setup.total_images is None else setup.total_images
+
+
+def _contender(setup: Setup, policy: RandomOfClasses | HerdingOfClasses) -> Contender:
     replay = ReplayPlugin(mem_size=policy.max_size, storage_policy=policy)
     strategy = naive(setup, [replay])
 

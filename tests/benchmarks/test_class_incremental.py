@@ -41,7 +41,7 @@ def rows(out: Path) -> list[dict]:
 def test_every_protocol_writes_all_outputs(protocol: str, tmp_path: Path) -> None:
     methods = "random,idc"
     if protocol == "replay":
-        methods += "," + ",".join(WITHOUT_RECIPE)
+        methods += "," + ",".join(name for name in WITHOUT_RECIPE if name != "stock_reservoir")
     table = main(smoke(tmp_path, protocol=protocol, methods=methods), "the command")
     found = rows(tmp_path)
     assert [(r["method"], r["step"]) for r in found] == [
@@ -207,7 +207,9 @@ def test_bad_arguments(changes: dict, message: str, tmp_path: Path) -> None:
 def test_a_total_budget_is_never_exceeded(
     kind: str, each: int, protocol: str, tmp_path: Path
 ) -> None:
-    methods = ["random", "dream_plus+mdc"] + ["stock_replay"] * (protocol == "replay")
+    methods = ["random", "dream_plus+mdc"]
+    if protocol == "replay":
+        methods += ["stock_replay", "stock_herding"]
     options = {"budget": f"total-{kind}:{5 * each}", "ipc": 2, "steps": 2, "protocol": protocol}
     main(smoke(tmp_path, methods=",".join(methods), **options), "x")
     found = {(row["method"], row["step"]): row["stored_bytes"] // 64 for row in rows(tmp_path)}
@@ -215,10 +217,20 @@ def test_a_total_budget_is_never_exceeded(
     assert found == {(name, step): 4 + step for name in methods for step in (0, 1)}
 
 
+def test_a_reservoir_is_always_full_and_needs_a_total(tmp_path: Path) -> None:
+    options = {"methods": "stock_reservoir", "ipc": 3, "steps": 2, "protocol": "replay"}
+    main(smoke(tmp_path / "some", budget="total-images:6", **options), "x")
+    assert [row["stored_bytes"] // 64 for row in rows(tmp_path / "some")] == [6, 6]
+    with pytest.raises(ArgumentError, match="'stock_reservoir'.* give a `budget`, such as"):
+        main(smoke(tmp_path / "none", **options), "x")
+
+
 @pytest.mark.filterwarnings("ignore:multisize condensation does nothing:UserWarning")
 @pytest.mark.parametrize("protocol", ["memory-only", "gdumb", "replay"])
 def test_memories_are_cut_in_mid_stream(protocol: str, tmp_path: Path) -> None:
-    methods = ["random", "dream_plus+sm+mdc"] + ["stock_replay"] * (protocol == "replay")
+    methods = ["random", "dream_plus+sm+mdc"]
+    if protocol == "replay":
+        methods += ["stock_replay", "stock_herding"]
     main(
         smoke(
             tmp_path, methods=",".join(methods), protocol=protocol, ipc=3, steps=4, shrink_at="2:1"

@@ -1,0 +1,273 @@
+"""All comparisons of the README, made piece by piece.
+
+    python -m benchmarks.campaign --data cifar100 --list
+    python -m benchmarks.campaign --data cifar100 --minutes 8
+
+A piece is one method with one seed in one table. Each call goes on where the last one stopped, also
+inside a condensation, and ends when its minutes are over, so that hours of work fit where a machine
+can be had for minutes at a time. Results go to ``benchmarks/results/SCALE/TABLE``; ``make report``
+writes the tables and plots from them.
+"""
+
+from __future__ import annotations
+
+import _thread
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks import class_incremental
+from benchmarks.results import ResultStore
+from benchmarks.tables import text_table
+from benchmarks.workload import Place, command_line, names, numbers
+from dc_replay.errors import ArgumentError
+
+RESULTS = Path("benchmarks/results")
+
+# What is compared of the recipes that condense, and the raw and packed images of the same bytes.
+_REAL = ("random", "herding", "representative")
+_CONDENSED = ("dm", "idc_i", "idc", "dream_plus", "dream_plus+sm", "dream_plus+mdc")
+_REPLAYED = (
+    "stock_reservoir",
+    "stock_replay",
+    "stock_herding",
+    "herding",
+    "representative",
+    "dream_plus+mdc",
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One comparison at equal bytes: methods that differ in nothing but their memory.
+
+    Attributes:
+        methods: The methods, those first that the others are judged by.
+        options: Options of ``class_incremental`` besides those of the scale.
+        condensed: Where condensed experiences are kept. Tables in which the same ones are needed
+            name the same folder.
+    """
+
+    methods: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    condensed: str = "ipc20"
+
+
+def _replay(images: int, classes: int = 100, steps: int = 5) -> Table:
+    """New data beside a memory of some images in all, which is always full."""
+    options = {
+        "protocol": "replay",
+        "ipc": images * steps // classes,  # of the first experience's classes
+        "budget": f"total-images:{images}",
+        "epochs": 10,
+    }
+    return Table(_REPLAYED, options, f"images{images}")
+
+
+_STREAM = {"ipc": 20, "steps": 5, "order": "idc", "compile": "always"}
+TABLES: dict[str, dict[str, Table]] = {
+    # Hours on two cores.
+    "fast": {
+        "replay_200": _replay(200),
+        "replay_500": _replay(500),
+        "replay_2000": _replay(2000),
+        "memory_only": Table((*_REAL, *_CONDENSED)),
+    },
+    # The published settings but for the matching networks, of which a fraction reaches the plateau.
+    "paper": {
+        "memory_only": Table((*_REAL, *_CONDENSED), {"outer": 20}, "outer20"),
+        "memory_only_60": Table((*_REAL, "idc", "dream_plus"), {"outer": 60}, "outer60"),
+        "resnet10": Table((*_REAL, *_CONDENSED), {"outer": 20, "network": "resnet10"}, "outer20"),
+    },
+}
+"""The comparisons by scale: preset ``fast`` on a CPU, the published settings on a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Place):
+    """Make the comparisons of the README, from where the last call stopped.
+
+    Attributes:
+        data: CIFAR-100: cifar100, which is downloaded, or npz:PATH.
+        root: Where downloaded data are, or go.
+        scale: The preset, and with it the tables: fast for a CPU, paper for a GPU.
+        tables: Only some of the tables, separated by commas.
+        methods: Only some of their methods, separated by commas.
+        seeds: Seeds, separated by commas; one after the other for all tables.
+        minutes: Stop after this time, at once and wherever it is.
+        list: Only say what is finished.
+        quiet: Show no progress bars.
+        preset: In place of the scale's, to try a whole campaign in seconds.
+        classes: Only the first classes, likewise.
+        state: Where unfinished work is kept.
+        out: Folder of the results, with a folder for each scale and table.
+    """
+
+    data: str = "cifar100"
+    root: Path = Path("data")
+    scale: Literal["fast", "paper"] = "fast"
+    tables: str | None = None
+    methods: str | None = None
+    seeds: str = "0,1,2"
+    minutes: float | None = None
+    list: bool = False
+    quiet: bool = False
+    preset: str | None = None
+    classes: int | None = None
+    state: Path = Path("runs/campaign")
+    out: Path = RESULTS
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One method with one seed in one table."""
+
+    name: str
+    table: Table
+    method: str
+    seed: int
+
+    def store(self, arguments: Arguments) -> ResultStore:
+        """Where its results go."""
+        return ResultStore(arguments.out / arguments.scale / self.name)
+
+    def steps_done(self, arguments: Arguments) -> int:
+        """Experiences whose results are there."""
+        store = self.store(arguments)
+        return sum(store.finished(self.method, self.seed, step=n) for n in range(_STREAM["steps"]))
+
+    def run(self, arguments: Arguments) -> None:
+        """Do it, or what is left of it."""
+        state = arguments.state / arguments.scale
+        workload = class_incremental.Arguments(
+            **{
+                **_STREAM,
+                **self.table.options,
+                "data": arguments.data,
+                "root": arguments.root,
+                "preset": arguments.preset or arguments.scale,
+                "classes": arguments.classes,
+                "device": arguments.device,
+                "quiet": arguments.quiet,
+                "methods": self.method,
+                "seeds": str(self.seed),
+                "condensed": state / "condensed" / self.table.condensed,
+                "out": arguments.out / arguments.scale / self.name,
+            }
+        )
+        class_incremental.main(workload, made_by(arguments, self.name))
+
+
+def made_by(arguments: Arguments, table: str) -> str:
+    """What makes a table, for its report."""
+    words = ["--scale", arguments.scale, "--tables", table, "--data", arguments.data]
+    if arguments.preset is not None:
+        words += ["--preset", arguments.preset]
+    return shlex.join(["python", "-m", "benchmarks.campaign", *words])
+
+
+def main(arguments: Arguments, command: str) -> str:
+    """Go on with what is not finished; return how far everything is.
+
+    Raises:
+        ArgumentError: If an argument cannot be used.
+    """
+    pieces = chosen(arguments)
+    if arguments.minutes is not None and not arguments.minutes > 0:
+        raise ArgumentError(f"`minutes` is {arguments.minutes}, but must be above 0")
+    if not arguments.list:
+        with deadline(arguments.minutes):
+            for piece in pieces:
+                if piece.steps_done(arguments) < _STREAM["steps"]:
+                    piece.run(arguments)
+    return progress(arguments, pieces)
+
+
+def chosen(arguments: Arguments) -> list[Piece]:
+    """The pieces that are asked for, in their order.
+
+    Raises:
+        ArgumentError: If a table or method is not among those of the scale.
+    """
+    known = TABLES[arguments.scale]
+    tables = list(known) if arguments.tables is None else names("tables", arguments.tables)
+    strange = [name for name in tables if name not in known]
+    if strange:
+        raise ArgumentError(
+            f"`tables` names {strange[0]!r}, but those of scale {arguments.scale} are "
+            f"{', '.join(known)}"
+        )
+    everything = list(dict.fromkeys(m for table in tables for m in known[table].methods))
+    wanted = everything if arguments.methods is None else names("methods", arguments.methods)
+    strange = [name for name in wanted if name not in everything]
+    if strange:
+        raise ArgumentError(
+            f"`methods` names {strange[0]!r}, but those of the tables are {', '.join(everything)}"
+        )
+    return [
+        Piece(name, known[name], method, seed)
+        for seed in numbers("seeds", arguments.seeds)
+        for name in tables
+        for method in known[name].methods
+        if method in wanted
+    ]
+
+
+def progress(arguments: Arguments, pieces: Sequence[Piece]) -> str:
+    """A table of how many experiences of each piece are done."""
+    seeds = sorted({piece.seed for piece in pieces})
+    done = {(piece.name, piece.method, piece.seed): piece.steps_done(arguments) for piece in pieces}
+    lines = [
+        (
+            name,
+            method,
+            *(f"{done[name, method, seed]} of {_STREAM['steps']}" for seed in seeds),
+        )
+        for name, method in dict.fromkeys((piece.name, piece.method) for piece in pieces)
+    ]
+    left = sum(count < _STREAM["steps"] for count in done.values())
+    table = text_table(("table", "method", *(f"seed {seed}" for seed in seeds)), lines)
+    return f"{table}\n\n{left} of {len(pieces)} pieces are left"
+
+
+@contextmanager
+def deadline(minutes: float | None) -> Iterator[None]:
+    """Leave the block when the time is over, as if Ctrl-C had been pressed, but quietly."""
+    if minutes is None:
+        yield
+        return
+    over = threading.Event()
+    ended = time.monotonic() + 60 * minutes
+
+    def stop() -> None:
+        over.set()
+        _thread.interrupt_main()
+
+    timer = threading.Timer(60 * minutes, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not over.is_set() or time.monotonic() < ended:
+            raise
+        print(f"{minutes:g} minutes are over; the same command goes on from here")
+    finally:
+        timer.cancel()
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; return the exit code."""
+    return command_line(
+        Arguments, main, module="benchmarks.campaign", description=__doc__, argv=argv
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,86 @@
+"""Published curves beside what is measured here.
+
+``python -m benchmarks.readme`` writes the table between the markers ``<!-- published -->`` and
+``<!-- end of published -->``.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+from benchmarks.results import ResultStore
+from benchmarks.summary import Comparison, Summary, compare
+from benchmarks.tables import Table
+
+# Read off the figure of class-incremental CIFAR-100 in Kim et al., "Dataset Condensation via
+# Efficient Synthetic-Data Parameterization" (ICML 2022), about 0.3 points to either side: 5 steps
+# of 20 classes, 20 stored images per class, trained on these alone with distillation.
+PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
+    "convnet3": {
+        "herding": (48.5, 43.9, 40.0, 36.3, 32.9),
+        "dm": (57.4, 50.8, 46.6, 42.3, 38.9),
+        "idc_i": (60.7, 54.1, 49.9, 46.5, 42.8),
+        "idc": (67.9, 62.1, 57.9, 53.9, 49.7),
+    },
+    "resnet10": {
+        "herding": (46.3, 42.1, 38.4, 35.3, 32.3),
+        "dm": (49.2, 42.1, 37.5, 33.2, 30.1),
+        "idc_i": (56.1, 48.9, 43.6, 38.7, 34.9),
+        "idc": (66.5, 60.1, 54.9, 48.8, 44.2),
+    },
+}
+"""Test accuracy in percent after each step, by the network that is trained and the exemplars."""
+
+
+def published_table(results: Path, *, scales: dict[str, dict[str, str]]) -> Table:
+    """Published, and measured at each scale, side by side.
+
+    Args:
+        results: The folder of committed results.
+        scales: For each scale the folder in ``results`` of each network's comparison.
+
+    Returns:
+        A header, and a line for each network and method; a dash where there is nothing.
+    """
+    found = {
+        scale: {network: _methods(results / folder) for network, folder in folders.items()}
+        for scale, folders in scales.items()
+    }
+    lines = []
+    for network, curves in PUBLISHED.items():
+        measured = (m for by_network in found.values() for m in by_network.get(network, {}))
+        for method in dict.fromkeys((*curves, *measured)):
+            cells = [
+                _cell(by_network.get(network, {}).get(method)) for by_network in found.values()
+            ]
+            curve = curves.get(method)
+            lines.append((network, method, "–" if curve is None else _curve(curve), *cells))
+    return ("network", "exemplars", "published", *scales), lines
+
+
+def _methods(folder: Path) -> dict[str, tuple[Comparison, Summary]]:
+    rows = ResultStore(folder).rows()
+    steps = {row["step"] for row in rows}
+    cells = {(row["method"], row["seed"], row["step"]) for row in rows}
+    whole = [
+        row for row in rows if all((row["method"], row["seed"], step) in cells for step in steps)
+    ]
+    if not whole:
+        return {}
+    (comparison,) = compare(whole)
+    return {summary.method: (comparison, summary) for summary in comparison.methods}
+
+
+def _cell(found: tuple[Comparison, Summary] | None) -> str:
+    """The mean curve of the seeds that are finished, and how many those are."""
+    if found is None:
+        return "–"
+    comparison, summary = found
+    curve = [statistics.fmean(summary.accuracy[seen]) for seen in comparison.classes_seen]
+    count = len(summary.average)
+    return f"{_curve(curve)} ({count} seed{'s' * (count > 1)})"
+
+
+def _curve(values: tuple[float, ...] | list[float]) -> str:
+    return " ".join(f"{value:.1f}" for value in values)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import campaign, class_incremental
+from benchmarks.campaign import TABLES, Arguments, Table, chosen, cli, deadline, main
+from benchmarks.presets import PRESETS
+from dc_replay import ArgumentError
+from dc_replay.optimisation import Optimisation
+
+DIGITS = {"ipc": 2, "order": "shuffled", "compile": "never"}
+SMALL = {
+    "first": Table(("random", "idc"), DIGITS, "same"),
+    "second": Table(("idc",), {**DIGITS, "protocol": "gdumb"}, "same"),
+}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Arguments:
+    monkeypatch.setitem(campaign.TABLES, "fast", SMALL)
+    return Arguments(
+        data="digits",
+        preset="smoke",
+        seeds="0",
+        quiet=True,
+        state=tmp_path / "state",
+        out=tmp_path / "results",
+    )
+
+
+def rows(arguments: Arguments, table: str) -> list[dict]:
+    path = arguments.out / "fast" / table / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_piece_is_made_and_told(small: Arguments) -> None:
+    assert "3 of 3 pieces are left" in main(replace(small, list=True), "x")
+    assert not small.out.exists()
+    table = main(small, "x")
+    assert "0 of 3 pieces are left" in table and table.count("5 of 5") == 3
+    assert [(r["method"], r["step"]) for r in rows(small, "first")] == [
+        (method, step) for method in ("random", "idc") for step in range(5)
+    ]
+    report = (small.out / "fast" / "first" / "report.md").read_text()
+    assert (
+        "python -m benchmarks.campaign --scale fast --tables first --data digits --preset smoke"
+        in report
+    )
+
+
+def test_what_two_tables_need_is_condensed_once(
+    small: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(replace(small, tables="first"), "x")
+    before = [row["condense_seconds"] for row in rows(small, "first") if row["method"] == "idc"]
+    run = Optimisation.run
+
+    def refuse(self: Optimisation, checkpoint: object = None) -> object:
+        assert self.pace.over, "condensed again"
+        return run(self, checkpoint)
+
+    monkeypatch.setattr(Optimisation, "run", refuse)
+    main(replace(small, tables="second"), "x")
+    found = rows(small, "second")
+    assert len(found) == 5
+    for row, seconds in zip(found, before, strict=True):
+        # What the first table's took, whoever reads it; only loading it comes on top.
+        assert seconds * 0.5 < row["condense_seconds"] < seconds + 2
+        assert row["train_seconds"] > 0
+
+
+def test_it_stops_in_time_and_goes_on(
+    small: Arguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = class_incremental.Run._step
+
+    def slow(self, contender, method, seed, number, data, stream):
+        if (method, number) == ("idc", 1):
+            for _ in range(300):
+                time.sleep(0.1)
+        return step(self, contender, method, seed, number, data, stream)
+
+    monkeypatch.setattr(class_incremental.Run, "_step", slow)
+    began = time.monotonic()
+    main(replace(small, tables="first", methods="random"), "x")
+    first = main(replace(small, tables="first", minutes=5 / 60), "x")
+    assert time.monotonic() - began < 28
+    assert "are over" in capsys.readouterr().out
+    assert "1 of 2 pieces are left" in first
+    monkeypatch.setattr(class_incremental.Run, "_step", step)
+    assert "0 of 2 pieces are left" in main(replace(small, tables="first"), "x")
+    found = [(row["method"], row["step"]) for row in rows(small, "first")]
+    assert len(found) == len(set(found)) == 10
+
+
+def test_ctrl_c_is_no_deadline() -> None:
+    with pytest.raises(KeyboardInterrupt), deadline(10):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tables": "first,third"}, "`tables` names 'third', but those of scale fast are first, "),
+        ({"methods": "dm"}, "`methods` names 'dm', but those of the tables are random, idc"),
+        ({"minutes": 0.0}, "`minutes` is 0.0, but must be above 0"),
+        ({"seeds": "a"}, "`seeds` is 'a'"),
+    ],
+)
+def test_bad_arguments(small: Arguments, changes: dict, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        main(replace(small, **changes), "x")
+
+
+def test_command_line(small: Arguments, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["--list", "--out", str(small.out)]) == 0
+    assert "pieces are left" in capsys.readouterr().out
+    assert cli(["--tables", "none"]) == 2
+    assert "error: `tables`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scale", TABLES)
+def test_every_table_can_be_run(scale: str) -> None:
+    """Options exist, methods have names, and every memory of a table gets the same bytes."""
+    assert scale in PRESETS
+    for piece in chosen(Arguments(scale=scale)):
+        arguments = class_incremental.Arguments(
+            **{**piece.table.options, "methods": piece.method, "preset": scale, "steps": 5}
+        )
+        class_incremental._methods(arguments)
+        if arguments.budget is not None:
+            total = int(arguments.budget.partition(":")[2])
+            assert total == 20 * arguments.ipc  # the first experience fills the memory

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.published import PUBLISHED, published_table
+from benchmarks.readme import updated
+from benchmarks.results import ResultStore
+
+
+def results(folder: Path, method: str, accuracies: dict[int, list[float]]) -> None:
+    store = ResultStore(folder)
+    for seed, curve in accuracies.items():
+        for step, accuracy in enumerate(curve):
+            store.append(
+                {
+                    "method": method,
+                    "seed": seed,
+                    "step": step,
+                    "data": "cifar100",
+                    "network": "convnet3",
+                    "protocol": "memory-only",
+                    "classes_seen": 20 * (step + 1),
+                    "accuracy": accuracy,
+                    "forgetting": None,
+                    "stored_bytes": 10,
+                    "images_per_class": 20.0,
+                }
+            )
+
+
+def test_measured_curves_stand_beside_the_published(tmp_path: Path) -> None:
+    results(tmp_path / "few", "idc", {0: [50.0, 40.0], 1: [52.0, 42.0], 2: [90.0]})
+    results(tmp_path / "few", "random", {0: [30.0, 20.0]})
+    header, lines = published_table(tmp_path, scales={"fast": {"convnet3": "few"}, "paper": {}})
+    assert header == ("network", "exemplars", "published", "fast", "paper")
+    cells = {(line[0], line[1]): line[2:] for line in lines}
+    assert cells["convnet3", "idc"] == ("67.9 62.1 57.9 53.9 49.7", "51.0 41.0 (2 seeds)", "–")
+    assert cells["convnet3", "random"] == ("–", "30.0 20.0 (1 seed)", "–")
+    assert cells["resnet10", "idc"] == ("66.5 60.1 54.9 48.8 44.2", "–", "–")
+    assert len(lines) == sum(map(len, PUBLISHED.values())) + 1
+
+
+def test_it_stands_between_its_markers(tmp_path: Path) -> None:
+    text = "a\n<!-- published -->\nold\n<!-- end of published -->\nb"
+    found = updated(text, root=tmp_path)
+    assert "| convnet3 | herding | 48.5 43.9 40.0 36.3 32.9 |" in found and "old" not in found
+    assert updated(found, root=tmp_path) == found
