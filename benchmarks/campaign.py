@@ -34,12 +34,14 @@ RESULTS = Path("benchmarks/results")
 _REAL = ("random", "herding", "representative")
 _CONDENSED = ("dm", "idc_i", "idc", "dream_plus", "dream_plus+sm", "dream_plus+mdc")
 _REPLAYED = (
-    "stock_reservoir",
     "stock_replay",
-    "stock_herding",
     "herding",
-    "representative",
     "dream_plus+mdc",
+    "herding+bits=4",
+    "dream_plus+mdc+bits=4",
+    "stock_reservoir",
+    "stock_herding",
+    "representative",
 )
 
 
@@ -77,7 +79,7 @@ TABLES: dict[str, dict[str, Table]] = {
         "replay_200": _replay(200),
         "replay_500": _replay(500),
         "replay_2000": _replay(2000),
-        "memory_only": Table((*_REAL, *_CONDENSED)),
+        "memory_only": Table((*_REAL, *_CONDENSED, "herding+bits=4", "dream_plus+bits=4")),
     },
     # The published settings but for the matching networks, of which a fraction reaches the plateau.
     "paper": {

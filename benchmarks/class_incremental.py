@@ -68,7 +68,8 @@ class Arguments(Workload):
         methods: Methods, separated by commas: recipes, to which subset matching and multisize
             condensation are added as in dream_plus+sm+mdc; with protocol replay also naive,
             cumulative, and stock_replay, stock_herding and stock_reservoir, which are Avalanche's.
-        network: The network to train: convnet3 (or another depth), resnet10 or densenet121.
+        network: The network to train: convnet3 (or another depth), resnet10,
+            resnetap10 or densenet121.
         protocol: What is trained on: the memory alone from the model before with distillation, the
             memory alone from scratch, or new data together with the memory.
         ipc: Stored images per class.

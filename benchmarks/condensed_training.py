@@ -35,8 +35,8 @@ class Arguments(Workload):
         recipes: Recipes, separated by commas, to which +sm, +mdc and DREAM+'s components
             (+representative, +init, +bidirectional) are added; +sm=0.3 sets the weight.
         ipc: Stored images per class, separated by commas.
-        networks: Networks to train, separated by commas: convnet3 (or another depth), resnet10 and
-            densenet121.
+        networks: Networks to train, separated by commas: convnet3 (or another depth), resnet10,
+            resnetap10 and densenet121.
         matching: The ConvNet that condenses.
         runs: Networks trained on each set.
         steps: Overrides the preset's gradient steps of training on a set.

@@ -9,7 +9,14 @@ from typing import Any
 
 from dc_replay import Condenser, OnReal, PixelStep, recipe
 from dc_replay.errors import ArgumentError
-from dc_replay.networks import ConvNet, DenseNet121, FeatureNetwork, NetworkFactory, ResNet10
+from dc_replay.networks import (
+    ConvNet,
+    DenseNet121,
+    FeatureNetwork,
+    NetworkFactory,
+    ResNet10,
+    resnet_ap10,
+)
 from dc_replay.sampling import Representative, Uniform
 from dc_replay.selection import Forgetting, Herding, KCenter
 
@@ -186,8 +193,10 @@ def network_factory(
         return functools.partial(
             ConvNet, channels=channels, size=size, width=width, depth=int(name[7:])
         )
+    residual = min(width, 32)  # the published one, where a preset does not want less
     known: dict[str, Callable[[int], FeatureNetwork]] = {
-        "resnet10": functools.partial(ResNet10, channels=channels),
+        "resnet10": functools.partial(ResNet10, channels=channels, width=residual),
+        "resnetap10": functools.partial(resnet_ap10, channels=channels, width=residual),
         "densenet121": functools.partial(DenseNet121, channels=channels),
     }
     if name not in known:
@@ -201,7 +210,10 @@ def network_factory(
 def matching_factory(
     name: str, *, channels: int, size: tuple[int, int], width: int
 ) -> Callable[[int], FeatureNetwork]:
-    """The network that condenses where ``name`` is trained: itself if it is a ConvNet."""
-    if not name.startswith("convnet"):
+    """The network that condenses where ``name`` is trained.
+
+    That is itself if it has no batch normalisation, else a ConvNet of depth 3.
+    """
+    if not name.startswith("convnet") and name != "resnetap10":
         name = "convnet3"
     return network_factory(name, channels=channels, size=size, width=width)

@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from dc_replay.formation import Formation
+from dc_replay.placement import HostImages
 from dc_replay.programs import Programs
 from dc_replay.sampling import RealImages
 from dc_replay.training import NetworkTraining
@@ -99,7 +100,7 @@ class Apprentice:
         targets = torch.arange(len(decoded), device=device).repeat_interleave(counts)
         self._train(torch.cat(decoded), targets, None)
 
-    def _train(self, images: Tensor, targets: Tensor, limit: int | None) -> None:
+    def _train(self, images: Tensor | HostImages, targets: Tensor, limit: int | None) -> None:
         self.training.train(
             self.functions.step,
             self.parameters,

@@ -34,6 +34,7 @@ from dc_replay.experiences import ExperienceImages, gather, several_tasks
 from dc_replay.formation import Formation
 from dc_replay.memory import ExemplarMemory
 from dc_replay.pixels import Normalization, quantise
+from dc_replay.placement import Resident, check_resident, home
 
 ImageAugment = Callable[[Tensor, Generator], Tensor]
 """Changes normalised images ``[batch, channels, height, width]``, keeping their shape."""
@@ -82,6 +83,10 @@ class CondensedBuffer(ExemplarsBuffer):
             :meth:`~dc_replay.condense.Condenser.condense`. A run that died and is started again
             with the same seed goes on from there, and has the same exemplars in the end. The files
             stay until you delete them. None keeps nothing.
+        resident: Whether images stay on the device that computes. False keeps an experience's
+            images, while it is condensed, and the memory in the host's memory, and brings over what
+            a step needs; ``"auto"`` does that with either where it would take more than a quarter
+            of a GPU's free memory.
 
     Attributes:
         max_size: As above.
@@ -107,6 +112,7 @@ class CondensedBuffer(ExemplarsBuffer):
         max_size: int | None = None,
         with_task_labels: bool | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
+        resident: Resident = "auto",
     ) -> None:
         if not hasattr(condenser, "condense") or isinstance(condenser, type):
             raise ArgumentError(
@@ -114,6 +120,7 @@ class CondensedBuffer(ExemplarsBuffer):
                 f"for example dream_plus()"
             )
         check_seed(seed)
+        check_resident(resident)
         each = condenser.formation.images_per_stored
         if max_size is not None:
             budget = Smallest((budget, TotalImages(_stored("max_size", max_size, each))))
@@ -128,6 +135,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self.seed = seed
         self.progress = progress
         self.with_task_labels = with_task_labels
+        self.resident: Resident = resident
         self.checkpoint_dir = (
             None if checkpoint_dir is None else path_of("checkpoint_dir", checkpoint_dir)
         )
@@ -200,7 +208,7 @@ class CondensedBuffer(ExemplarsBuffer):
 
         Args:
             experience: An experience of a benchmark's train stream.
-            device: Where to condense, and where the memory is from then on.
+            device: Where to condense, and where the memory is from then on, unless it has no room.
 
         Returns:
             What was stored, and the history of condensing.
@@ -219,6 +227,7 @@ class CondensedBuffer(ExemplarsBuffer):
             device=device,
             generator=generator,
             normalization=self._normalization(),
+            resident=self.resident,
         )
         tasks = gathered.tasks or {}
         for label, task in tasks.items():
@@ -236,7 +245,7 @@ class CondensedBuffer(ExemplarsBuffer):
                 normalization=gathered.normalization,
                 generator=generator,
                 progress=self.progress,
-                **self._checkpoint(),
+                **self._options(gathered, device),
             )
         except DivergedError as error:
             if error.condensed is None:
@@ -333,18 +342,24 @@ class CondensedBuffer(ExemplarsBuffer):
         """The buffer of each class, in order of arrival."""
         return [group.buffer for group in self.buffer_groups.values()]
 
-    def _checkpoint(self) -> dict[str, Path]:
-        if self.checkpoint_dir is None:
-            return {}
+    def _options(self, gathered: ExperienceImages, device: torch.device) -> dict[str, Any]:
+        """What a condenser is asked for only where it is needed; another's may not know it."""
+        options: dict[str, Any] = {}
+        if gathered.pixels.device.type != device.type or self.resident is False:
+            options["device"] = device
+        if self.checkpoint_dir is not None:
+            options["checkpoint"] = self._checkpoint(self.checkpoint_dir)
+        return options
+
+    def _checkpoint(self, folder: Path) -> Path:
         try:
-            self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ArgumentError(
-                f"`checkpoint_dir` is {self.checkpoint_dir}, which cannot be made: {error}; name "
-                f"another folder"
+                f"`checkpoint_dir` is {folder}, which cannot be made: {error}; name another folder"
             ) from error
         name = f"{self.condenser.name}-{self.seed}-{len(self.seconds)}.safetensors"
-        return {"checkpoint": self.checkpoint_dir / name.replace(os.sep, "_")}
+        return folder / name.replace(os.sep, "_")
 
     def _normalization(self) -> Normalization | None:
         shape = self._memory.image_shape
@@ -370,8 +385,10 @@ class CondensedBuffer(ExemplarsBuffer):
         memory, before = self._memory, self._memory.normalization
         if not len(memory):
             memory.normalization = normalization
+        more = memory.nbytes + exemplars.pixels.nbytes
+        where = home(self.resident, more, device=exemplars.pixels.device)
         try:
-            memory.add(exemplars)
+            memory.add(exemplars.to(where))
         except ArgumentError:
             memory.normalization = before
             raise

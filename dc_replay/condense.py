@@ -30,6 +30,7 @@ from dc_replay.objectives import Objective
 from dc_replay.optimisation import NetworkUpdate, OnReal, Optimisation, PixelStep
 from dc_replay.pace import ByClock, BySteps, Pace, check_seconds
 from dc_replay.pixels import Normalization, check_normalization, dequantise
+from dc_replay.placement import HostImages
 from dc_replay.programs import Plan, programs
 from dc_replay.randomness import check_generator, isolated
 from dc_replay.sampling import RealImages, Sampler, Uniform
@@ -163,11 +164,12 @@ class Condenser:
         normalization: Normalization | None = None,
         progress: bool = False,
         checkpoint: str | os.PathLike[str] | None = None,
+        device: torch.device | str | None = None,
     ) -> Condensed:
         """Condense labelled images.
 
-        Runs where the images are. Global random states are left as they were, and the same
-        generator state gives the same bytes on the same device.
+        Runs where the images are, unless a device is given. Global random states are left as they
+        were, and the same generator state gives the same bytes on the same device.
 
         Under torch.distributed all processes condense together: each calls this with the same
         images, labels, quotas and generator state, moves the pixels of its own classes, and returns
@@ -188,18 +190,22 @@ class Condenser:
                 recipe, these images and this generator's state, the condensation goes on from it
                 and ends with the same bytes. Recipes that optimise nothing take no notice. Of
                 several processes the first reads and writes it.
+            device: Where to compute. Images in the host's memory stay there, and those that a step
+                needs are brought over: for more images than a GPU has room for.
 
         Returns:
-            Exemplars on the images' device, classes in increasing order, and the history.
+            Exemplars on the device, classes in increasing order, and the history.
 
         Raises:
             ArgumentError: If an argument cannot be used, or is not the same on all processes.
             DivergedError: If the optimisation leaves the range of numbers. What it had reached
                 before is in ``condensed``.
         """
-        ranks = Ranks.here(images.device if isinstance(images, Tensor) else None)
+        given = None if device is None else _as_device(device)
+        place = images.device if given is None and isinstance(images, Tensor) else given
+        ranks = Ranks.here(place)
         try:
-            real, counts = self._checked(images, labels, quotas, normalization, ranks)
+            real, counts = self._checked(images, labels, quotas, normalization, ranks, given)
             check_generator(generator)
         except DCReplayError:
             ranks.compare(None)  # the others are told, who would wait for ever
@@ -209,7 +215,7 @@ class Condenser:
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
-            isolated(generator, images.device),
+            isolated(generator, real.images.device),
         ):
             return self._condense(real, counts, generator, progress, checkpoint)
 
@@ -220,6 +226,7 @@ class Condenser:
         quotas: Mapping[int, int] | int,
         normalization: Normalization | None,
         ranks: Ranks,
+        device: torch.device | None,
     ) -> tuple[RealImages, list[int]]:
         for name, value in (("images", images), ("labels", labels)):
             if not isinstance(value, Tensor):
@@ -239,7 +246,11 @@ class Condenser:
                 f"{labels.dtype} of shape {list(labels.shape)}"
             )
         self.formation.check(images.shape[2], images.shape[3])
-        found, targets = labels.to(images.device).unique(return_inverse=True)
+        kept: Tensor | HostImages = images
+        if device is not None:
+            on_host = images.device.type == "cpu"
+            kept = HostImages(images, device) if on_host else images.to(device)
+        found, targets = labels.to(kept.device).unique(return_inverse=True)
         names = tuple(found.tolist())
         if not isinstance(quotas, Mapping):
             quotas = dict.fromkeys(names, quotas)
@@ -252,7 +263,7 @@ class Condenser:
         most = [whole(f"quotas[{name}]", quotas[name]) for name in names]
         if normalization is None:
             normalization = Normalization.identity(images.shape[1])
-        real = RealImages(images, targets, names, normalization, ranks)
+        real = RealImages(kept, targets, names, normalization, ranks)
         normalization.apply(torch.zeros_like(images[:1], dtype=torch.float32))
         counts = [min(limit, len(rows)) for limit, rows in zip(most, real.rows, strict=True)]
         return real, counts
@@ -388,7 +399,7 @@ class Condenser:
         return {
             "dc_replay": [own_version()],
             "condenser": [self],
-            "images": [real.images],
+            "images": [real.pixels],
             "labels": [real.targets, real.labels],
             "normalization": [real.normalization],
             "quotas": [counts],
@@ -427,6 +438,16 @@ class Condenser:
         if self.seconds is not None:
             return wanted(self.compile, seconds=self.seconds)
         return wanted(self.compile, steps=self.outer * self.inner * classes)
+
+
+def _as_device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(
+            f"`device` is {device!r}, which names none: {str(error).splitlines()[0]}; pass cpu, "
+            f"cuda or a torch.device"
+        ) from None
 
 
 # A bar over seconds knows how many are left, whatever the rate is.

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from dc_replay.errors import ArgumentError
 from dc_replay.pixels import Normalization, check_normalization, quantise
+from dc_replay.placement import Resident, home
 from dc_replay.randomness import isolated
 
 _CHUNK = 256
@@ -30,7 +31,7 @@ class ExperienceImages:
 
     Attributes:
         pixels: uint8 ``[count, channels, height, width]``.
-        labels: int64 ``[count]``, on the same device.
+        labels: int64 ``[count]``, on the device that was asked for.
         normalization: The map from the pixels' ``[0, 1]`` to what the network sees.
         tasks: The task label of each class; None where items carry no task label.
         tensor_labels: Whether items carry their class label as a tensor.
@@ -49,6 +50,7 @@ def gather(
     device: torch.device | str,
     generator: Generator,
     normalization: Normalization | None = None,
+    resident: Resident = True,
 ) -> ExperienceImages:
     """Bring an experience's images to a device as uint8, without random training transforms.
 
@@ -64,6 +66,8 @@ def gather(
         device: Where to put the images.
         generator: Seeds torch's global generators for transforms that use them.
         normalization: The map to invert; None finds it as above.
+        resident: Whether the images stay on the device, see :func:`~dc_replay.placement.home`; else
+            they are computed there and go to the host's memory.
 
     Raises:
         ArgumentError: If there are no images, items are of another form, images are NaN, infinite,
@@ -74,7 +78,7 @@ def gather(
     dataset = _evaluation_view(experience)
     device = torch.device(device)
     with isolated(generator, device), torch.no_grad():
-        reader = _Reader(dataset, device)
+        reader = _Reader(dataset, device, resident)
         if normalization is not None:
             given = reader.read(normalization)
             _check_given(given)
@@ -132,11 +136,12 @@ class _Reading:
 
 
 class _Reader:
-    def __init__(self, dataset: _Dataset, device: torch.device) -> None:
+    def __init__(self, dataset: _Dataset, device: torch.device, resident: Resident) -> None:
         self.dataset = dataset
         self.device = device
         self._zeroth: Any = dataset[0]
         self.first = self._image(0, self._item(0)[0])
+        self.home = home(resident, len(dataset) * self.first.numel(), device=device)
 
     def read(self, normalization: Normalization) -> _Reading:
         pixels: list[Tensor] = []
@@ -168,7 +173,7 @@ class _Reader:
             outside = (images < -_HALF_STEP) | (images > 1 + _HALF_STEP)
             clipped, values = clipped + int(outside.sum()), values + images.numel()
             bounds += [images.amin(), images.amax()]
-            pixels.append(quantise(images))
+            pixels.append(quantise(images).to(self.home))
         gathered = ExperienceImages(
             torch.cat(pixels),
             torch.tensor(labels, device=self.device),

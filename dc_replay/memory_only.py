@@ -26,6 +26,7 @@ from dc_replay.condense import Condenser
 from dc_replay.exemplars import Exemplars
 from dc_replay.memory import ExemplarMemory
 from dc_replay.pixels import Normalization
+from dc_replay.placement import Resident
 
 
 class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
@@ -51,6 +52,8 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
         progress: Whether to show progress bars.
         checkpoint_dir: A folder for the state of each experience's condensation, from which a run
             that died goes on; see :class:`~dc_replay.buffer.CondensedBuffer`. None keeps nothing.
+        resident: Whether an experience's images and the memory stay on the device, or in the host's
+            memory; see :class:`~dc_replay.buffer.CondensedBuffer`.
 
     Attributes:
         buffer: The storage policy, with the history and seconds of condensing.
@@ -71,6 +74,7 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
         seed: int = 0,
         progress: bool = True,
         checkpoint_dir: str | os.PathLike[str] | None = None,
+        resident: Resident = "auto",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.batch_size = None if batch_size is None else whole("batch_size", batch_size)
@@ -86,6 +90,7 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
             seed=seed,
             progress=progress,
             checkpoint_dir=checkpoint_dir,
+            resident=resident,
         )
 
     @property

@@ -21,6 +21,7 @@ from dc_replay.errors import ArgumentError
 from dc_replay.memory import ExemplarMemory
 from dc_replay.memory_only import MemoryOnlyPlugin
 from dc_replay.pixels import Normalization
+from dc_replay.placement import Resident
 from dc_replay.transforms import some_coarse
 
 __all__ = ["CondensedReplayPlugin", "DistillationPlugin", "MemoryOnlyPlugin"]
@@ -55,6 +56,8 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         progress: Whether to show progress bars.
         checkpoint_dir: A folder for the state of each experience's condensation, from which a run
             that died goes on; see :class:`~dc_replay.buffer.CondensedBuffer`. None keeps nothing.
+        resident: Whether an experience's images and the memory stay on the device, or in the host's
+            memory; see :class:`~dc_replay.buffer.CondensedBuffer`.
 
     Attributes:
         buffer: The storage policy, with the history and seconds of condensing.
@@ -75,6 +78,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         seed: int = 0,
         progress: bool = True,
         checkpoint_dir: str | os.PathLike[str] | None = None,
+        resident: Resident = "auto",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if batch_size_mem is not None:
@@ -86,6 +90,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             seed=seed,
             progress=progress,
             checkpoint_dir=checkpoint_dir,
+            resident=resident,
         )
         check_augment(augment)
         if not 0 <= real(match_resolution) <= 1:

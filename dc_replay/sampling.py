@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from dc_replay.distributed import SINGLE, Ranks, Share
 from dc_replay.errors import ArgumentError
 from dc_replay.pixels import Normalization, Scale
+from dc_replay.placement import HostImages
 
 Embed = Callable[[Tensor], Tensor]
 """Maps normalised images ``[batch, ...]`` to features ``[batch, features]``."""
@@ -22,14 +23,15 @@ class RealImages:
     """The images of one experience, on the device, with classes numbered from 0.
 
     Attributes:
-        images: uint8 ``[count, channels, height, width]``.
+        images: uint8 ``[count, channels, height, width]``, indexed by positions. They may be in
+            the host's memory; ``images[positions]`` and ``images.device`` are where is computed.
         targets: int64 ``[count]``, positions in ``labels``.
         labels: The class that each position stands for.
         normalization: What makes them the network's input.
         ranks: The processes that condense them together. Each has all of them.
     """
 
-    images: Tensor
+    images: Tensor | HostImages
     targets: Tensor
     labels: tuple[int, ...]
     normalization: Normalization
@@ -51,6 +53,11 @@ class RealImages:
         """The normalization on the images' device."""
         found: Scale = self._scale  # type: ignore[attr-defined]
         return found
+
+    @property
+    def pixels(self) -> Tensor:
+        """All of them, wherever they are."""
+        return self.images.pixels if isinstance(self.images, HostImages) else self.images
 
     @property
     def share(self) -> Share:

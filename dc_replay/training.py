@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from dc_replay.augment import Augmentation, CutMix, augmentation
 from dc_replay.networks import MatchingNetwork, Parameters
 from dc_replay.pixels import Scale
+from dc_replay.placement import HostImages
 
 
 class TrainingBatch(NamedTuple):
@@ -106,7 +107,7 @@ class NetworkTraining:
         step: StepFunction,
         parameters: Parameters,
         optimizer: torch.optim.SGD,
-        images: Tensor,
+        images: Tensor | HostImages,
         labels: Tensor,
         *,
         scale: Scale,

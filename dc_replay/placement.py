@@ -1,0 +1,74 @@
+"""Where images stay that may be more than a device's memory holds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dc_replay.errors import ArgumentError
+
+Resident = bool | Literal["auto"]
+"""Whether images stay on the device that computes; ``"auto"`` if they are few enough."""
+
+SHARE = 0.25
+"""What images may take of a GPU's free memory, the rest of which is for computing with them."""
+
+_HOST = torch.device("cpu")
+
+
+def home(resident: Resident, count: int, *, device: torch.device) -> torch.device:
+    """Where so many bytes of images stay.
+
+    Args:
+        resident: Whether that is the device.
+        count: Bytes.
+        device: What computes.
+
+    Returns:
+        The device, or the CPU.
+    """
+    if resident == "auto":
+        resident = device.type != "cuda" or count <= SHARE * torch.cuda.mem_get_info(device)[0]
+    return device if resident else _HOST
+
+
+def check_resident(resident: object) -> None:
+    """Raise an ArgumentError unless it says where images stay."""
+    if not isinstance(resident, bool) and resident != "auto":
+        raise ArgumentError(
+            f"`resident` is {resident!r}; pass True to keep images on the device, False to keep "
+            f"them in the host's memory, or 'auto' to keep there what the device has no room for"
+        )
+
+
+class HostImages:
+    """Images in the host's memory, of which those that are asked for come to a device.
+
+    Args:
+        pixels: ``[count, channels, height, width]`` on the CPU.
+        device: Where they are needed.
+
+    Attributes:
+        device: As above.
+    """
+
+    def __init__(self, pixels: Tensor, device: torch.device) -> None:
+        self.pixels = pixels
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of all of them."""
+        return self.pixels.shape
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """The images at these positions, on the device."""
+        chosen = self.pixels.index_select(0, index.to(self.pixels.device))
+        if self.device.type == "cuda":
+            return chosen.pin_memory().to(self.device, non_blocking=True)
+        return chosen.to(self.device)
