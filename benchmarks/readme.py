@@ -1,8 +1,7 @@
 """Keep the tables and plots equal to the committed results.
 
 ``python -m benchmarks.readme`` makes the plots and the report of every results folder again, and
-writes, between each pair of markers in the files below, the table of the folder that the first
-marker names.
+writes, between each pair of markers in the files below, the table that the first marker names.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    cost_model,
     iteration_profile,
     kills,
     long_stream,
@@ -63,38 +63,59 @@ SCALES = {
 }
 """The results that stand beside the published curves; see :mod:`benchmarks.campaign`."""
 
+
+def _results(root: Path, folder: str) -> str:
+    """The table of a results folder, whichever benchmark has written it."""
+    path = root / folder
+    if (path / "results.json").exists():
+        return _figures(path / "results.json")
+    store = ResultStore(path)
+    rows = store.rows()
+    if any("kind" in row for row in rows):
+        return set_section(store)
+    return results_section(rows, "\n".join(store.commands()))
+
+
+def _published(root: Path, folder: str) -> str:
+    return markdown_table(*published_table(root / "benchmarks" / "results", scales=SCALES))
+
+
+def _choice(root: Path, folder: str) -> str:
+    return f"{choice_caption(root / folder)}\n\n{markdown_table(*choice_table(root / folder))}"
+
+
+def _cost_fit(root: Path, folder: str) -> str:
+    found = json.loads((root / folder / "results.json").read_text())
+    return f"{cost_model.fit_sentence(found)}\n\n{markdown_table(*cost_model.fit_table(found))}"
+
+
+def _cost_prediction(root: Path, folder: str) -> str:
+    return markdown_table(*cost_model.prediction_table())
+
+
+SECTIONS: dict[str, Callable[[Path, str], str]] = {
+    "results": _results,
+    "published": _published,
+    "choice": _choice,
+    "cost fit": _cost_fit,
+    "cost prediction": _cost_prediction,
+}
+"""What stands between ``<!-- NAME: FOLDER -->`` and ``<!-- end of NAME -->``, by name."""
+
 _SECTION = re.compile(
-    r"(<!-- results: (?P<folder>\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL
+    rf"(<!-- (?P<name>{'|'.join(SECTIONS)})(?:: (?P<folder>\S+))? -->\n).*?"
+    r"(<!-- end of (?P=name) -->)",
+    re.DOTALL,
 )
-_PUBLISHED = re.compile(r"(<!-- published -->\n).*?(<!-- end of published -->)", re.DOTALL)
-_CHOICE = re.compile(r"(<!-- choice: (?P<folder>\S+) -->\n).*?(<!-- end of choice -->)", re.DOTALL)
 
 
 def updated(text: str, *, root: Path = ROOT) -> str:
     """Replace what stands between the markers by the tables of the results they name."""
 
     def section(match: re.Match[str]) -> str:
-        folder = root / match["folder"]
-        if (folder / "results.json").exists():
-            return f"{match[1]}{_figures(folder / 'results.json')}\n{match[3]}"
-        store = ResultStore(folder)
-        rows = store.rows()
-        if any("kind" in row for row in rows):
-            table = set_section(store)
-        else:
-            table = results_section(rows, "\n".join(store.commands()))
-        return f"{match[1]}{table}\n{match[3]}"
+        return f"{match[1]}{SECTIONS[match['name']](root, match['folder'] or '')}\n{match[4]}"
 
-    def published(match: re.Match[str]) -> str:
-        table = published_table(root / "benchmarks" / "results", scales=SCALES)
-        return f"{match[1]}{markdown_table(*table)}\n{match[2]}"
-
-    def choice(match: re.Match[str]) -> str:
-        folder = root / match["folder"]
-        table = markdown_table(*choice_table(folder))
-        return f"{match[1]}{choice_caption(folder)}\n\n{table}\n{match[3]}"
-
-    return _CHOICE.sub(choice, _PUBLISHED.sub(published, _SECTION.sub(section, text)))
+    return _SECTION.sub(section, text)
 
 
 def _figures(path: Path) -> str:

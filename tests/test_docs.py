@@ -254,6 +254,8 @@ def test_command_can_be_given(line: str) -> None:
             assert verb in ("inspect", "shrink", "export")
         case ["pytest", *arguments]:
             assert all((ROOT / path).exists() for path in arguments if path.startswith("tests"))
+        case ["export", *settings]:
+            assert all(re.match(r"[A-Z_]+=", setting) for setting in settings)
         case ["torchrun", *_] | ["pip", "install", *_]:
             pass
         case _:
