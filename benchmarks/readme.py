@@ -18,6 +18,7 @@ from benchmarks import (
     kills,
     long_stream,
     matching_speed,
+    ranks,
     replay_throughput,
     scaling,
 )
@@ -50,6 +51,7 @@ CELLS: dict[str, Callable[[Sequence[Any]], Table]] = {
     "matching_speed": matching_speed.cells,
     "replay_throughput": replay_throughput.cells,
     "scaling": scaling.cells,
+    "ranks": ranks.cells,
     "iteration_profile": iteration_profile.cells,
     "kills": kills.cells,
     "long_stream": long_stream.cells,

@@ -233,10 +233,25 @@ class Optimisation:
         return history
 
     def state(self) -> Snapshot:
-        """All that changes from network to network."""
+        """All that changes from network to network; in the end, what is stored."""
         tensors = {"generator": self.apprentice.generator.get_state()}
         if self.distances:
             tensors["distances"] = torch.stack(self.distances)
+        tensors |= self._stored() if self.pace.over else self._moving()
+        own = Snapshot(tensors, {"outer": self._outer})
+        return joined(
+            {"own": own, "comparison": self.comparison.state(), "pace": self.pace.state()}
+        )
+
+    def _stored(self) -> dict[str, Tensor]:
+        """The bytes of each class, an eighth of what pixels and their momentum take."""
+        self.apprentice.real.share.complete(self.pixels)
+        store = self.apprentice.formation.store
+        return {f"stored.{number}": store(images) for number, images in enumerate(self.pixels)}
+
+    def _moving(self) -> dict[str, Tensor]:
+        """The pixels of each class and their momentum."""
+        tensors = {}
         momenta = [self._optimizer.state[stored].get("momentum_buffer") for stored in self.pixels]
         share = self.apprentice.real.share
         if share.ranks.size > 1 and self.step.momentum:  # then every class has one by now
@@ -251,10 +266,7 @@ class Optimisation:
             tensors[f"pixels.{number}"] = stored
             if momentum is not None:
                 tensors[f"momentum.{number}"] = momentum
-        own = Snapshot(tensors, {"outer": self._outer})
-        return joined(
-            {"own": own, "comparison": self.comparison.state(), "pace": self.pace.state()}
-        )
+        return tensors
 
     def restore(self, state: Snapshot) -> None:
         """Go back to where :meth:`state` was taken."""
@@ -262,6 +274,10 @@ class Optimisation:
         self.apprentice.generator.set_state(own.tensors["generator"])
         self.distances = list(own.tensors["distances"].unbind())
         for number, stored in enumerate(self.pixels):
+            finished = own.tensors.get(f"stored.{number}")
+            if finished is not None:
+                stored.copy_(self.apprentice.formation.open(finished))
+                continue
             stored.copy_(own.tensors[f"pixels.{number}"])
             momentum = own.tensors.get(f"momentum.{number}")
             if momentum is not None:

@@ -142,6 +142,18 @@ def test_a_finished_condensation_is_not_done_again(tmp_path):
     assert first.history == again.history
 
 
+@every_case
+def test_a_finished_condensation_leaves_no_more_than_its_bytes(name, parts, tmp_path):
+    built = condenser(name, **parts)
+    data = torch.randint(256, (30, 3, 16, 16), dtype=torch.uint8, generator=seeded(1))
+    built = replace(built, network=convnet_for((3, 16, 16), width=4))
+    found = run(built, tmp_path / "state", data=(data, torch.arange(30) % 3))
+    again = run(built, tmp_path / "state", data=(data, torch.arange(30) % 3))
+    assert torch.equal(found.exemplars.pixels, again.exemplars.pixels)
+    # The generator's state takes 5 kB.
+    assert (tmp_path / "state").stat().st_size < found.exemplars.pixels.nbytes + 9_000
+
+
 @pytest.mark.usefixtures("at_once")
 def test_the_time_of_interrupted_runs_counts(tmp_path):
     path = tmp_path / "state"
