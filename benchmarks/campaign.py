@@ -1,4 +1,4 @@
-"""All comparisons of the README, made piece by piece.
+"""Comparisons at equal bytes, with three seeds, made piece by piece.
 
     python -m benchmarks.campaign --data cifar100 --list
     python -m benchmarks.campaign --data cifar100 --minutes 8
@@ -15,7 +15,6 @@ import _thread
 import shlex
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,25 +55,23 @@ class Table:
         options: Options of ``class_incremental`` besides those of the scale.
         condensed: Where condensed experiences are kept. Tables in which the same ones are needed
             name the same folder.
+        total: Images that the memory holds in all; None where it grows with the classes.
     """
 
     methods: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
     condensed: str = "ipc20"
+    total: int | None = None
 
 
-def _replay(images: int, classes: int = 100, steps: int = 5) -> Table:
+def _replay(images: int) -> Table:
     """New data beside a memory of some images in all, which is always full."""
-    options = {
-        "protocol": "replay",
-        "ipc": images * steps // classes,  # of the first experience's classes
-        "budget": f"total-images:{images}",
-        "epochs": 10,
-    }
-    return Table(_REPLAYED, options, f"images{images}")
+    options = {"protocol": "replay", "budget": f"total-images:{images}", "epochs": 10}
+    return Table(_REPLAYED, options, f"images{images}", total=images)
 
 
 _STREAM = {"ipc": 20, "steps": 5, "order": "idc", "compile": "always"}
+_CLASSES = 100
 TABLES: dict[str, dict[str, Table]] = {
     # Hours on two cores.
     "fast": {
@@ -83,7 +80,7 @@ TABLES: dict[str, dict[str, Table]] = {
         "replay_2000": _replay(2000),
         "memory_only": Table((*_REAL, *_CONDENSED, "herding+bits=4", "dream_plus+bits=4")),
     },
-    # The published settings but for the matching networks, of which a fraction reaches the plateau.
+    # The published settings, but for the number of matching networks.
     "paper": {
         "memory_only": Table(_BY_TWENTY, {"outer": 20}, "outer20"),
         "memory_only_60": Table((*_REAL, "idc", "dream_plus"), {"outer": 60}, "outer60"),
@@ -95,7 +92,7 @@ TABLES: dict[str, dict[str, Table]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Place):
-    """Make the comparisons of the README, from where the last call stopped.
+    """Make comparisons at equal bytes, from where the last call stopped.
 
     Attributes:
         data: CIFAR-100: cifar100, which is downloaded, or npz:PATH.
@@ -107,7 +104,7 @@ class Arguments(Place):
         minutes: Stop after this time, at once and wherever it is.
         list: Only say what is finished.
         quiet: Show no progress bars.
-        preset: In place of the scale's, to try a whole campaign in seconds.
+        preset: In place of the scale's, to try a whole campaign in seconds; into another ``out``.
         classes: Only the first classes, likewise.
         state: Where unfinished work is kept.
         out: Folder of the results, with a folder for each scale and table.
@@ -149,10 +146,15 @@ class Piece:
     def run(self, arguments: Arguments) -> None:
         """Do it, or what is left of it."""
         state = arguments.state / arguments.scale
+        full = {}
+        if self.table.total is not None:  # by the classes of the first experience alone
+            classes = (arguments.classes or _CLASSES) // _STREAM["steps"]
+            full["ipc"] = self.table.total // classes
         workload = class_incremental.Arguments(
             **{
                 **_STREAM,
                 **self.table.options,
+                **full,
                 "data": arguments.data,
                 "root": arguments.root,
                 "preset": arguments.preset or arguments.scale,
@@ -173,6 +175,8 @@ def made_by(arguments: Arguments, table: str) -> str:
     words = ["--scale", arguments.scale, "--tables", table, "--data", arguments.data]
     if arguments.preset is not None:
         words += ["--preset", arguments.preset]
+    if arguments.classes is not None:
+        words += ["--classes", str(arguments.classes)]
     return shlex.join(["python", "-m", "benchmarks.campaign", *words])
 
 
@@ -183,6 +187,12 @@ def main(arguments: Arguments, command: str) -> str:
         ArgumentError: If an argument cannot be used.
     """
     pieces = chosen(arguments)
+    trial = [name for name in ("preset", "classes") if getattr(arguments, name) is not None]
+    if trial and arguments.out == RESULTS:
+        raise ArgumentError(
+            f"`{trial[0]}` is {getattr(arguments, trial[0])!r}, which makes no results to keep; "
+            f"name another `out`, and `state`, than those of the campaign itself"
+        )
     if arguments.minutes is not None and not arguments.minutes > 0:
         raise ArgumentError(f"`minutes` is {arguments.minutes}, but must be above 0")
     if not arguments.list:
@@ -246,24 +256,29 @@ def deadline(minutes: float | None) -> Iterator[None]:
     if minutes is None:
         yield
         return
-    over = threading.Event()
-    ended = time.monotonic() + 60 * minutes
+    over, left = threading.Event(), threading.Event()
 
     def stop() -> None:
+        if left.wait(60 * minutes):
+            return
         over.set()
-        _thread.interrupt_main()
+        # Again and again, because somebody may take the first for an error of his own.
+        while not left.is_set():
+            _thread.interrupt_main()
+            left.wait(1)
 
-    timer = threading.Timer(60 * minutes, stop)
-    timer.daemon = True
-    timer.start()
+    watch = threading.Thread(target=stop, daemon=True)
+    watch.start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            left.set()
+            watch.join()  # an interrupt that is under way arrives here
     except KeyboardInterrupt:
-        if not over.is_set() or time.monotonic() < ended:
+        if not over.is_set():
             raise
         print(f"{minutes:g} minutes are over; the same command goes on from here")
-    finally:
-        timer.cancel()
 
 
 def cli(argv: Sequence[str] | None = None) -> int:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from benchmarks.methods import method as named_method
+from benchmarks.presets import PRESETS
 from benchmarks.results import ResultStore
 from benchmarks.summary import Comparison, Summary, compare
 from benchmarks.tables import Table, percent
 from dc_replay import RECIPES
+from dc_replay.networks import convnet_for
 
 
 def choice_table(folder: Path) -> Table:
@@ -56,11 +59,13 @@ def what_is_stored(method: str) -> str:
     name = method.partition("+")[0]
     if name not in RECIPES:
         return "raw images"
-    condenser = RECIPES[name]()
-    if condenser.stores_raw_images:
-        return "raw images"
+    condenser = named_method(method).condenser(
+        PRESETS["fast"], factor=2, ipc=1, network=convnet_for((3, 32, 32))
+    )
+    kind = "real" if condenser.objective is None else "synthetic"
     packed = ", packed" if condenser.formation.factor > 1 else ""
-    return f"{'real' if condenser.objective is None else 'synthetic'} images{packed}"
+    bits = "" if condenser.formation.bits == 8 else f", {condenser.formation.bits} bits"
+    return f"{'raw' if condenser.stores_raw_images else kind} images{packed}{bits}"
 
 
 def _line(method: Summary, comparison: Comparison) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ from dc_replay._progress import progress
 from dc_replay.augment import augmentation
 from dc_replay.errors import ArgumentError
 from dc_replay.networks import set_precision
+from dc_replay.pixels import quantise
 from strategies import PROTOCOLS, WITHOUT_RECIPE, Contender, Setup
 
 
@@ -117,7 +118,7 @@ def main(arguments: Arguments, command: str) -> str:
         if not all(run.store.finished(method, seed, step=step) for step in range(arguments.steps))
     ]
     if distributed.processes() > 1:
-        distributed.condense_first(run.memories(left), run.device, cut=run.cut)
+        distributed.condense_first(left, run.memories, run.device, cut=run.cut)
     with progress(
         total=len(left) * arguments.steps, desc="all", unit="step", disable=arguments.quiet
     ) as bar:
@@ -367,7 +368,13 @@ class Run:
             if path.exists():
                 memory = ExemplarMemory.load(path)
                 shown = memory.classes[:classes]
-                rows = [memory.of_class(label) for label in shown]
+                formation = memory.formation
+                opened = [formation.open(memory.of_class(label)) for label in shown]
+                # With 4 bits, both images that a stored one holds.
+                rows = [
+                    quantise(images.unflatten(1, (formation.layers, -1)).flatten(0, 1))
+                    for images in opened
+                ]
                 names = [self.data.class_names[order[label]] for label in shown]
                 width = min([images, *(len(row) for row in rows)])
                 sheet[method] = torch.stack([row[:width] for row in rows])

@@ -37,11 +37,14 @@ class Work:
         step: Of the pixel step of one class.
         classes: Classes.
         training: Of what the network learns between two steps.
+        features: Of the features of one class's real images, in the iterations that cluster them
+            spread over all.
     """
 
     step: float
     classes: int
     training: float
+    features: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Rates:
     def seconds(self, work: Work, *, ranks: int = 1) -> float:
         """Of an inner iteration on several processes, which all train the network."""
         own = -(-work.classes // ranks)
-        return own * work.step / self.step + work.training / self.training + self.fixed
+        pixels = own * (work.step + work.features) / self.step
+        return pixels + work.training / self.training + self.fixed
 
 
 def forward_operations(build: Callable[[], nn.Module], shape: tuple[int, int, int]) -> int:
@@ -74,14 +78,34 @@ def forward_operations(build: Callable[[], nn.Module], shape: tuple[int, int, in
 
 
 def work_of(
-    forward: float, *, classes: int, ipc: int, factor: int, real: int, network_images: int
+    forward: float,
+    *,
+    classes: int,
+    ipc: int,
+    factor: int,
+    real: int,
+    network_images: int,
+    images: int,
+    every: int = 10,
 ) -> Work:
-    """The operations of an inner iteration with a network that takes ``forward`` for an image."""
+    """The operations of an inner iteration with a network that takes ``forward`` for an image.
+
+    Args:
+        forward: Operations.
+        classes: Classes.
+        ipc: Stored images of each.
+        factor: Crops along each side of a stored image.
+        real: Real images of a class in a step.
+        network_images: Images that the network learns from between two steps.
+        images: Real images of each class.
+        every: Iterations that share one choice of real images.
+    """
     decoded = min(MOST_DECODED, ipc * factor**2)
     return Work(
         step=forward * (3 * real + 9 * decoded),
         classes=classes,
         training=3 * forward * network_images,
+        features=forward * images / every,
     )
 
 
@@ -97,6 +121,7 @@ def measured_work(row: dict[str, Any], settings: dict[str, Any]) -> Work:
         factor=2,
         real=chosen.real_batch or 128,
         network_images=chosen.network_images,
+        images=settings["images"],
     )
 
 
@@ -104,7 +129,7 @@ def fitted(works: Sequence[Work], seconds: Sequence[float]) -> Rates:
     """The rates that come nearest to measured seconds, in proportion; none is negative."""
     from scipy.optimize import nnls
 
-    columns = [(work.classes * work.step, work.training, 1.0) for work in works]
+    columns = [(work.classes * (work.step + work.features), work.training, 1.0) for work in works]
     scale = np.array(columns).max(axis=0)
     # Divided by the seconds, so that a short iteration counts as much as a long one.
     matrix = np.array(columns) / scale / np.array(seconds)[:, None]
@@ -123,7 +148,7 @@ def fit_table(found: dict[str, Any]) -> Table:
             str(row["classes"]),
             str(row["ipc"]),
             str(row["side"]),
-            f"{(work.classes * work.step + work.training) / 1e9:,.0f}",
+            f"{(work.classes * (work.step + work.features) + work.training) / 1e9:,.0f}",
             f"{second:.2f}",
             f"{rates.seconds(work):.2f}",
         )
@@ -160,6 +185,7 @@ def prediction_table() -> Table:
         factor=3,
         real=128,
         network_images=500,
+        images=1281,
     )
     parameters = sum(value.numel() for value in resnet_ap10(1000).parameters())
     one = ASSUMED.seconds(work)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from dc_replay import CondensedBuffer, ImagesPerClass
+from dc_replay.distributed import Ranks
+
+Left = TypeVar("Left")
 
 
 def processes() -> int:
@@ -50,7 +53,8 @@ def together(device: torch.device) -> Iterator[torch.device]:
 
 
 def condense_first(
-    memories: Iterable[tuple[CondensedBuffer, Any]],
+    left: Sequence[Left],
+    memories: Callable[[Sequence[Left]], Iterable[tuple[CondensedBuffer, Any]]],
     device: torch.device,
     *,
     cut: tuple[int, int] | None = None,
@@ -61,7 +65,8 @@ def condense_first(
     experiences with the same seed finds it.
 
     Args:
-        memories: Empty buffers, and for each the experiences to go through.
+        left: What is to be done. That of the first process counts, who sees the results.
+        memories: Given that, yields empty buffers, and for each the experiences to go through.
         device: The kind of device that each process computes on.
         cut: A step, and the images per class that memories are cut to before it.
 
@@ -69,7 +74,8 @@ def condense_first(
         SystemExit: In every process but the first.
     """
     with together(device) as own:
-        for buffer, experiences in memories:
+        agreed = Ranks.here(own).by_first(lambda: left)
+        for buffer, experiences in memories(agreed):
             for step, experience in enumerate(experiences):
                 if cut is not None and cut[0] == step:
                     buffer.memory.limit(ImagesPerClass(cut[1]))

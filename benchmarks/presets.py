@@ -124,6 +124,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 _PUBLISHED_OUTER = {"idc": 2000, "idc_i": 2000, "dream": 1200, "dream_plus": 1200}
+_PUBLISHED_INNER = 100
 _PACKED = ("representative", "idc", "dream", "dream_plus")
 _LIKE_IDC = ("idc", "idc_i", "dream", "dream_plus")
 
@@ -160,7 +161,12 @@ def condenser(
     outer = settings.outer or _PUBLISHED_OUTER.get(name)
     built = build(**arguments)
     if built.objective is not None:
-        built = replace(built, outer=outer or built.outer, inner=settings.inner or built.inner)
+        inner = settings.inner or built.inner
+        if name == "dm":
+            # It takes one step with each network. Where there are fewer steps than published, as
+            # many as the others take.
+            outer, inner = outer and outer * (settings.inner or _PUBLISHED_INNER), 1
+        built = replace(built, outer=outer or built.outer, inner=inner)
         if settings.real_batch is not None:
             built = replace(built, sampler=_resized(built.sampler, settings.real_batch))
     if name in _LIKE_IDC:

@@ -53,7 +53,12 @@ class Apprentice:
         ranks = self.real.share.ranks
         if ranks.size > 1:
             state = self.generator.get_state()
-            ranks.take_from_first([*self.parameters.values(), state])
+            momenta = [
+                self._optimizer.state[value].get("momentum_buffer")
+                for value in self.parameters.values()
+            ]
+            moving = [momentum for momentum in momenta if momentum is not None]
+            ranks.take_from_first([*self.parameters.values(), *moving, state])
             self.generator.set_state(state)
 
     def embed(self, images: Tensor) -> Tensor:

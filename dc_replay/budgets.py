@@ -14,7 +14,7 @@ from dc_replay.errors import ArgumentError
 class Budget(Protocol):
     """A bound on a memory, stated as one quota per class.
 
-    Quotas count *stored* images; under multi-formation a network sees ``factor**2`` times as many.
+    Quotas count *stored* images; under multi-formation a network sees several for each.
     An implementation must never raise a class's quota when further classes are appended, because
     images that were dropped cannot come back.
     """

@@ -73,8 +73,9 @@ class CondensedBuffer(ExemplarsBuffer):
         seed: At least 0. The same seed and experiences give the same exemplars on the same device.
         progress: Whether to show progress bars.
         max_size: The most *decoded* images, which is what Avalanche counts: stored images times
-            ``factor**2``. It then holds in addition to ``budget``. None leaves it to ``budget``:
-            the attribute is then that of a total number of images, else ``sys.maxsize``.
+            ``formation.images_per_stored``. It then holds in addition to ``budget``. None leaves it
+            to ``budget``: the attribute is then that of a total number of images, else
+            ``sys.maxsize``.
         with_task_labels: Whether an item of :attr:`buffer` has a task label; None does as the items
             of the last experience do. Strategies that mix both need that; those that read the
             memory by itself (MIR, ER_ACE, NCM, FeCAM) want a task label, and so True where the
@@ -298,7 +299,7 @@ class CondensedBuffer(ExemplarsBuffer):
 
         Args:
             strategy: Not used.
-            new_size: In decoded images: stored images times ``factor**2``.
+            new_size: In decoded images: stored images times those in each.
 
         Raises:
             ArgumentError: If it is below one stored image per class, or above ``max_size``, since a
@@ -385,8 +386,10 @@ class CondensedBuffer(ExemplarsBuffer):
         memory, before = self._memory, self._memory.normalization
         if not len(memory):
             memory.normalization = normalization
+        device = exemplars.pixels.device
+        held = memory.nbytes if memory.device == device else 0
         more = memory.nbytes + exemplars.pixels.nbytes
-        where = home(self.resident, more, device=exemplars.pixels.device)
+        where = home(self.resident, more, device=device, held=held + exemplars.pixels.nbytes)
         try:
             memory.add(exemplars.to(where))
         except ArgumentError:

@@ -151,8 +151,10 @@ class Checkpoint:
 
         Where it cannot be written a warning says so once, and the condensation goes on.
         """
-        if self._ranks.as_first((time.perf_counter() - self._last) * SHARE >= self._cost):
+        began = time.perf_counter()
+        if self._ranks.as_first((began - self._last) * SHARE >= self._cost):
             self.try_to_save(state())
+            self._cost = time.perf_counter() - began  # with what collecting it took
 
     def try_to_save(self, snapshot: Snapshot) -> None:
         """Write a state; where that fails, warn once."""
@@ -210,7 +212,8 @@ def fingerprint(parts: Iterable[object]) -> str:
         if isinstance(part, Tensor):
             data = part.detach().cpu().contiguous()
             digest.update(f"{data.dtype} {list(data.shape)}".encode())
-            digest.update(data.view(torch.uint8).numpy().tobytes() if data.numel() else b"")
+            # Read where they are: there may be as many as the memory holds once.
+            digest.update(data.view(torch.uint8).numpy().data if data.numel() else b"")
         else:
             digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(part)).encode())
         digest.update(b"\0")

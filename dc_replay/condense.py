@@ -21,7 +21,7 @@ from dc_replay.checkpoints import Checkpoint, fingerprint
 from dc_replay.comparison import Comparison
 from dc_replay.compilation import CompileMode, wanted
 from dc_replay.distributed import Ranks
-from dc_replay.errors import ArgumentError, DCReplayError, DivergedError
+from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.exemplars import Exemplars
 from dc_replay.formation import Formation, check_formation
 from dc_replay.multisize import Multisize
@@ -151,7 +151,7 @@ class Condenser:
 
     @property
     def stores_raw_images(self) -> bool:
-        """Whether what is stored are unmodified real images."""
+        """Whether what is stored are real images as they are, or rounded to fewer bits."""
         return self.objective is None and self.formation.factor == 1
 
     def condense(
@@ -173,9 +173,9 @@ class Condenser:
 
         Under torch.distributed all processes condense together: each calls this with the same
         images, labels, quotas and generator state, moves the pixels of its own classes, and returns
-        the exemplars of all. How many there are does not change the bytes, if each has as many
-        threads. See :func:`~dc_replay.distributed.alone` for a process that is to condense by
-        itself.
+        the exemplars of all. On the CPU, how many there are does not change the bytes, if each has
+        as many threads; on GPUs they differ by rounding. See
+        :func:`~dc_replay.distributed.alone` for a process that is to condense by itself.
 
         Args:
             images: Real images, uint8 ``[count, channels, height, width]``.
@@ -207,7 +207,7 @@ class Condenser:
         try:
             real, counts = self._checked(images, labels, quotas, normalization, ranks, given)
             check_generator(generator)
-        except DCReplayError:
+        except Exception:
             ranks.compare(None)  # the others are told, who would wait for ever
             raise
         if ranks.size > 1:

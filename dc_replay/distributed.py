@@ -120,6 +120,14 @@ class Ranks:
                 found[0] = work()
             except DCReplayError as error:
                 found[1] = error
+            except Exception as error:
+                # Of another's exceptions it is not known whether they can be sent.
+                dist.broadcast_object_list(
+                    [None, DCReplayError(f"rank 0 of torch.distributed failed: {error!r}")],
+                    src=0,
+                    device=self.device,
+                )
+                raise
         dist.broadcast_object_list(found, src=0, device=self.device)
         if found[1] is not None:
             raise found[1]

@@ -178,7 +178,7 @@ class Formation:
             resolution of a crop, in the same order.
 
         Raises:
-            ArgumentError: If the number of images is not a multiple of ``factor**2``.
+            ArgumentError: If the number of images is not a multiple of ``images_per_stored``.
         """
         if len(images) % self.images_per_stored:
             raise ArgumentError(

@@ -24,6 +24,7 @@ from dc_replay.errors import ArgumentError, MemoryFileError
 from dc_replay.exemplars import Exemplars
 from dc_replay.formation import Formation, check_formation
 from dc_replay.pixels import Normalization, Scale, check_normalization
+from dc_replay.placement import HostImages
 from dc_replay.randomness import check_generator
 
 _AS_THEY_ARE = Formation(factor=1)
@@ -292,7 +293,8 @@ class ExemplarMemory:
 
         Returns:
             Normalised float32 images ``[count, channels, height, width]`` and int64 labels
-            ``[count]``, on the memory's device.
+            ``[count]``, on the memory's device; on the generator's, if that is a GPU and the memory
+            in the host's memory.
 
         Raises:
             ArgumentError: If the memory is empty or ``count`` is below 1.
@@ -302,9 +304,8 @@ class ExemplarMemory:
         check_generator(generator)
         device = generator.device
         index = torch.randint(self.decoded_len, size, generator=generator, device=device)
-        index = index.to(stored.pixels.device)
-        images = self._formation.decode_at(stored.pixels, index)
-        return self._normalise(images), stored.labels[index // self._formation.images_per_stored]
+        images, labels = shown_at(stored, self._formation, index)
+        return self._normalise(images), labels
 
     def decoded(self, *, normalised: bool = True) -> tuple[Tensor, Tensor]:
         """All decoded images at once, image-major within each class; 4 bytes per value.
@@ -440,6 +441,40 @@ class ExemplarMemory:
                 f"`exemplars` holds images of {shape[0]} channels, but `normalization` is for "
                 f"{self._normalization.channels}; pass one mean and std per channel"
             )
+
+
+def shown_at(exemplars: Exemplars, formation: Formation, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Some of the decoded images, and their labels.
+
+    They are formed where the exemplars are. But of exemplars in the host's memory, only the bytes
+    that are needed are brought to the GPU that the index is on, and formed there.
+
+    Args:
+        exemplars: What is stored.
+        formation: How it becomes images.
+        index: int64 positions ``[batch]`` among the decoded images.
+
+    Returns:
+        Floating-point images ``[batch, channels, height, width]`` in ``[0, 1]``, and int64 labels.
+    """
+    here = exemplars.pixels.device
+    if here.type == "cpu" and index.device.type != "cpu":
+        return _brought_over(exemplars, formation, index)
+    index = index.to(here)
+    labels = exemplars.labels[index // formation.images_per_stored]
+    return formation.decode_at(exemplars.pixels, index), labels
+
+
+def _brought_over(
+    exemplars: Exemplars, formation: Formation, index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same, formed where the index is."""
+    each = formation.images_per_stored
+    image = index // each
+    stored = HostImages(exemplars.pixels, index.device)[image]
+    places = torch.arange(len(index), device=index.device) * each + index % each
+    labels = exemplars.labels[image.to(exemplars.labels.device)].to(index.device)
+    return formation.decode_at(stored, places), labels
 
 
 def _shape_of(exemplars: Exemplars) -> tuple[int, int, int]:

@@ -24,7 +24,7 @@ from dc_replay.buffer import (
 )
 from dc_replay.condense import Condenser
 from dc_replay.exemplars import Exemplars
-from dc_replay.memory import ExemplarMemory
+from dc_replay.memory import ExemplarMemory, shown_at
 from dc_replay.pixels import Normalization
 from dc_replay.placement import Resident
 
@@ -44,7 +44,7 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
         budget: How many stored images each class may have.
         batch_size: None takes the strategy's ``train_mb_size``.
         presentations_per_stored: Images shown in an epoch for each stored image, by as many passes
-            as that takes; None is ``factor**2``, which shows every decoded image once. Give
+            as that takes; None is as many as it holds, which shows every decoded image once. Give
             memories of different factors the same number to train on them equally long.
         augment: Applied to each batch, with a generator of this plugin.
         normalization: What the network's input is normalised with; None finds it.
@@ -189,15 +189,14 @@ class MemoryLoader:
                 # Where the memory is cut in mid-epoch, too: what it dropped is shown no more, and
                 # nothing here holds on to its bytes.
                 known = weakref.ref(exemplars)
-                order = self._order(memory.decoded_len, left).to(exemplars.pixels.device)
+                order = self._order(memory.decoded_len, left)
             index, order = order[: self.batch_size], order[self.batch_size :]
             left -= len(index)
-            images = memory.formation.decode_at(exemplars.pixels, index)
+            images, labels = shown_at(exemplars, memory.formation, index)
             if memory.normalization is not None:
                 images = memory.normalization.apply(images)
             if self.augment is not None:
                 images = self.augment(images, self.generator)
-            labels = exemplars.labels[index // memory.formation.images_per_stored]
             del exemplars
             batch = [images, labels]
             if self.buffer.carries_tasks:

@@ -18,20 +18,28 @@ SHARE = 0.25
 _HOST = torch.device("cpu")
 
 
-def home(resident: Resident, count: int, *, device: torch.device) -> torch.device:
+def home(resident: Resident, count: int, *, device: torch.device, held: int = 0) -> torch.device:
     """Where so many bytes of images stay.
 
     Args:
         resident: Whether that is the device.
         count: Bytes.
         device: What computes.
+        held: How many of them are there already.
 
     Returns:
         The device, or the CPU.
     """
     if resident == "auto":
-        resident = device.type != "cuda" or count <= SHARE * torch.cuda.mem_get_info(device)[0]
+        resident = device.type != "cuda" or count <= SHARE * (free_bytes(device) + held)
     return device if resident else _HOST
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a GPU has room for, with what torch has taken of it and does not use."""
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return free + cached
 
 
 def check_resident(resident: object) -> None:

@@ -9,6 +9,9 @@ from dc_replay import placement, recipes
 from dc_replay.budgets import ImagesPerClass
 from dc_replay.buffer import CondensedBuffer
 from dc_replay.errors import ArgumentError
+from dc_replay.exemplars import Exemplars
+from dc_replay.formation import Formation
+from dc_replay.memory import _brought_over, shown_at
 from dc_replay.multisize import Multisize
 from dc_replay.networks import convnet_for
 from dc_replay.placement import HostImages, home
@@ -65,6 +68,16 @@ def test_only_what_is_asked_for_is_brought_over(monkeypatch):
     assert brought and max(brought) <= 64
 
 
+@pytest.mark.parametrize("formation", [Formation(1), Formation(2), Formation(3, bits=4)], ids=str)
+def test_exemplars_that_are_brought_over_are_the_same(formation):
+    pixels, labels = toy()
+    stored = Exemplars(pixels[::2], labels[::2])
+    index = torch.randperm(len(stored) * formation.images_per_stored)[:15]
+    images, found = _brought_over(stored, formation, index)
+    expected, same = shown_at(stored, formation, index)
+    assert torch.equal(images, expected) and torch.equal(found, same)
+
+
 @pytest.mark.parametrize(
     ("resident", "count", "device", "expected"),
     [
@@ -76,8 +89,13 @@ def test_only_what_is_asked_for_is_brought_over(monkeypatch):
     ],
 )
 def test_images_stay_where_there_is_room(resident, count, device, expected, monkeypatch):
-    monkeypatch.setattr(placement.torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    # 400 of the 600 that torch holds are not in use.
+    monkeypatch.setattr(placement.torch.cuda, "mem_get_info", lambda device: (600, 4000))
+    monkeypatch.setattr(placement.torch.cuda, "memory_reserved", lambda device: 600)
+    monkeypatch.setattr(placement.torch.cuda, "memory_allocated", lambda device: 200)
     assert home(resident, count, device=device) == expected
+    if resident == "auto":  # bytes that are there already are not in the way of themselves
+        assert home("auto", 251, device=GPU, held=4) == GPU
 
 
 def experiences(count=2):
@@ -116,7 +134,7 @@ def test_a_gpu_condenses_what_is_on_the_host():
         buffer.remember(experiences(1)[0], device="cuda")
         assert buffer.memory.device.type == expected
         generator = torch.Generator(device="cuda").manual_seed(0)
-        assert buffer.memory.sample(3, generator=generator)[0].device.type == expected
+        assert all(t.device.type == "cuda" for t in buffer.memory.sample(3, generator=generator))
     one, other = (buffer.memory.exemplars.pixels.cpu() for buffer in buffers)
     assert torch.equal(one, other)
 

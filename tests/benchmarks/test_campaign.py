@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import campaign, class_incremental
-from benchmarks.campaign import TABLES, Arguments, Table, chosen, cli, deadline, main
+from benchmarks.campaign import RESULTS, TABLES, Arguments, Table, chosen, cli, deadline, main
 from benchmarks.presets import PRESETS
 from dc_replay import ArgumentError
 from dc_replay.optimisation import Optimisation
@@ -98,6 +98,22 @@ def test_it_stops_in_time_and_goes_on(
     assert len(found) == len(set(found)) == 10
 
 
+def test_a_deadline_that_somebody_swallows_comes_again(capsys: pytest.CaptureFixture[str]) -> None:
+    swallowed = 0
+    with deadline(0.5 / 60):
+        for _ in range(100):
+            try:
+                time.sleep(0.1)
+            except KeyboardInterrupt:
+                swallowed += 1
+                if swallowed == 2:
+                    raise
+    assert swallowed == 2 and "are over" in capsys.readouterr().out
+    with deadline(1):
+        pass
+    assert not capsys.readouterr().out
+
+
 def test_ctrl_c_is_no_deadline() -> None:
     with pytest.raises(KeyboardInterrupt), deadline(10):
         raise KeyboardInterrupt
@@ -110,6 +126,7 @@ def test_ctrl_c_is_no_deadline() -> None:
         ({"methods": "dm"}, "`methods` names 'dm', but those of the tables are random, idc"),
         ({"minutes": 0.0}, "`minutes` is 0.0, but must be above 0"),
         ({"seeds": "a"}, "`seeds` is 'a'"),
+        ({"out": RESULTS}, "`preset` is 'smoke', which makes no results to keep; name another"),
     ],
 )
 def test_bad_arguments(small: Arguments, changes: dict, message: str) -> None:
@@ -133,6 +150,16 @@ def test_every_table_can_be_run(scale: str) -> None:
             **{**piece.table.options, "methods": piece.method, "preset": scale, "steps": 5}
         )
         class_incremental._methods(arguments)
-        if arguments.budget is not None:
-            total = int(arguments.budget.partition(":")[2])
-            assert total == 20 * arguments.ipc  # the first experience fills the memory
+
+
+def test_a_memory_of_a_total_is_always_full(
+    small: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = campaign._REPLAYED
+    table = Table(methods, {**DIGITS, "protocol": "replay", "budget": "total-images:20"}, total=20)
+    monkeypatch.setitem(campaign.TABLES, "fast", {"replay": table})
+    main(replace(small, classes=10), "x")
+    found = rows(small, "replay")
+    assert len(found) == 5 * len(methods)
+    # 8x8 pixels of one channel, 20 images of however many classes there are.
+    assert {row["stored_bytes"] for row in found} == {1280}

@@ -223,6 +223,23 @@ def test_a_reservoir_is_always_full_and_needs_a_total(tmp_path: Path) -> None:
     assert [row["stored_bytes"] // 64 for row in rows(tmp_path / "some")] == [6, 6]
     with pytest.raises(ArgumentError, match="'stock_reservoir'.* give a `budget`, such as"):
         main(smoke(tmp_path / "none", **options), "x")
+    with pytest.raises(ArgumentError, match="`ipc` is 3.*other methods store 6.*at least 4,"):
+        main(smoke(tmp_path / "more", budget="total-images:8", **options), "x")
+
+
+def test_both_images_in_the_bytes_of_one_are_drawn(tmp_path: Path) -> None:
+    from benchmarks import class_incremental
+
+    drawn = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            class_incremental, "exemplar_sheet", lambda sheet, *args, **options: drawn.update(sheet)
+        )
+        main(smoke(tmp_path, methods="random,random+bits=4"), "x")
+    assert drawn["random"].shape[1] == 2 and drawn["random+bits=4"].shape[1] == 4
+    # Images that are rounded, and not two that lie over one another.
+    coarse = drawn["random+bits=4"].float()
+    assert (coarse / 17 - (coarse / 17).round()).abs().max() < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore:multisize condensation does nothing:UserWarning")

@@ -27,9 +27,10 @@ def test_operations_are_those_of_the_layers() -> None:
 
 
 def test_a_step_takes_nine_passes_of_a_synthetic_image_and_three_of_a_real_one() -> None:
-    work = work_of(10.0, classes=4, ipc=5, factor=2, real=64, network_images=100)
-    assert work == Work(step=10 * (3 * 64 + 9 * 20), classes=4, training=3000)
-    most = work_of(10.0, classes=4, ipc=500, factor=2, real=64, network_images=100)
+    sizes = {"classes": 4, "factor": 2, "real": 64, "network_images": 100, "images": 50}
+    work = work_of(10.0, ipc=5, **sizes)
+    assert work == Work(step=10 * (3 * 64 + 9 * 20), classes=4, training=3000, features=50)
+    most = work_of(10.0, ipc=500, **sizes)
     assert most.step == 10 * (3 * 64 + 9 * 128)
 
 
@@ -60,7 +61,7 @@ def test_tables_have_a_line_for_each_size() -> None:
         {"classes": c, "ipc": 2, "side": 32, "seconds": [0.2 * c, 0.1 * c, 0.1 * c]}
         for c in (5, 10)
     ]
-    found = {"rows": rows, "settings": {"preset": "smoke"}, "device": "a device"}
+    found = {"rows": rows, "settings": {"preset": "smoke", "images": 10}, "device": "a device"}
     header, lines = fit_table(found)
     assert len(lines) == 2 and len(header) == len(lines[0])
     assert lines[1][4] == "1.00"
