@@ -1,6 +1,8 @@
 import dataclasses
+import io
 import math
 import random as python_random
+import sys
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -723,12 +725,18 @@ def test_nothing_passed_in_is_changed():
     assert dataclasses.asdict(replace(condenser, network=None)) == kept
 
 
-def test_a_progress_bar_is_shown_where_it_is_wanted(capfd):
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_progress_bar_is_shown_where_it_is_wanted(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
     images, labels = toy((4, 4))
     run(small("idc", inner=3), images, labels)
-    assert capfd.readouterr().err == ""
+    assert sys.stderr.getvalue() == ""
     run(small("idc", inner=3), images, labels, progress=True)
-    assert "idc" in capfd.readouterr().err
+    assert "idc" in sys.stderr.getvalue()
 
 
 @pytest.mark.parametrize("added", ["plain", "both"])
@@ -798,10 +806,11 @@ def test_settings_that_fall_do_so_by_the_time_that_is_spent(monkeypatch):
     assert weights == pytest.approx([1, 0.75, 0.5, 0.25])
 
 
-def test_a_bar_over_seconds_is_shown(capfd):
+def test_a_bar_over_seconds_is_shown(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
     images, labels = toy((4, 4))
     run(replace(small("idc"), seconds=0.3), images, labels, progress=True)
-    assert "idc" in (shown := capfd.readouterr().err) and " s" in shown
+    assert "idc" in (shown := sys.stderr.getvalue()) and " s" in shown
 
 
 def test_bfloat16_convolutions_give_nearly_the_same(monkeypatch):
