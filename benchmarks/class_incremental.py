@@ -363,7 +363,8 @@ class Run:
             self.data, self.arguments.order, seed=self.seeds[0], classes=self.classes
         )
         names: list[str] = []
-        for method in self.methods:
+        # Of earlier calls into this folder, too, as in the plot beside it.
+        for method in dict.fromkeys(row["method"] for row in self.store.rows()):
             path = self._memory_file(method)
             if path.exists():
                 memory = ExemplarMemory.load(path)
