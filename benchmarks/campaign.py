@@ -64,10 +64,14 @@ class Table:
     total: int | None = None
 
 
-def _replay(images: int) -> Table:
+def _replay(images: int, **more: float) -> Table:
     """New data beside a memory of some images in all, which is always full."""
-    options = {"protocol": "replay", "budget": f"total-images:{images}", "epochs": 10}
+    options = {"protocol": "replay", "budget": f"total-images:{images}", "epochs": 10, **more}
     return Table(_REPLAYED, options, f"images{images}", total=images)
+
+
+# What helps every memory to keep old classes: see docs/experiments.md.
+_BALANCED = {"logit_adjustment": 1.0, "distillation": 1.0}
 
 
 _STREAM = {"ipc": 20, "steps": 5, "order": "idc", "compile": "always"}
@@ -78,6 +82,9 @@ TABLES: dict[str, dict[str, Table]] = {
         "replay_200": _replay(200),
         "replay_500": _replay(500),
         "replay_2000": _replay(2000),
+        "balanced_200": _replay(200, **_BALANCED),
+        "balanced_500": _replay(500, **_BALANCED),
+        "balanced_2000": _replay(2000, **_BALANCED),
         "memory_only": Table((*_REAL, *_CONDENSED, "herding+bits=4", "dream_plus+bits=4")),
     },
     # The published settings, but for the number of matching networks.

@@ -60,6 +60,9 @@ from dc_replay.networks import set_precision
 from dc_replay.pixels import quantise
 from strategies import PROTOCOLS, WITHOUT_RECIPE, Contender, Setup
 
+# Of these, what is 0 is no part of a run's settings: there are results from before they were there.
+_BESIDE_NEW_DATA = ("logit_adjustment", "distillation")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Workload):
@@ -81,6 +84,10 @@ class Arguments(Workload):
             counted from 0, is learned.
         match_resolution: With protocol replay, the share of new images that methods with packed
             exemplars are shown at the exemplars' resolution; 0 leaves them sharp.
+        logit_adjustment: With protocol replay, the weight of the logit adjustment to how often each
+            class is shown; 0 is none.
+        distillation: With protocol replay, the weight of the distillation from the model before; 0
+            is none. The protocol memory-only always has it, with weight 1.
         epochs: Overrides the preset's epochs of training.
         condensed: A folder to keep condensed experiences in, for runs that train something else on
             the same ones: another network, or under another protocol. What is there is not
@@ -95,6 +102,8 @@ class Arguments(Workload):
     budget: str | None = None
     shrink_at: str | None = None
     match_resolution: float = 1.0
+    logit_adjustment: float = 0.0
+    distillation: float = 0.0
     epochs: int | None = None
     condensed: Path | None = None
     out: Path = Path("runs/class_incremental")
@@ -154,14 +163,24 @@ class Run:
                 f"`match_resolution` is {arguments.match_resolution}, but is a share of the new "
                 f"images, from 0 to 1"
             )
+        for name in _BESIDE_NEW_DATA:
+            weight = getattr(arguments, name)
+            if not 0 <= weight < float("inf"):
+                raise ArgumentError(f"`{name}` is {weight}, but must be at least 0 and finite")
+            if weight and arguments.protocol != "replay":
+                raise ArgumentError(
+                    f"`{name}` is {weight}, but `protocol` is {arguments.protocol}; only replay "
+                    f"beside new data takes it"
+                )
         self.total = _total(arguments.budget, classes=self.classes, image=self.data.x_train[0])
         self.cut = _cut(arguments)
         self.store = ResultStore(arguments.out)
 
     def settings(self) -> Row:
         """What must not differ between rows that are compared."""
+        absent = [name for name in _BESIDE_NEW_DATA if not getattr(self.arguments, name)]
         return self.arguments.settings(
-            self.preset, free=("methods", "condensed"), classes=self.classes
+            self.preset, free=("methods", "condensed", *absent), classes=self.classes
         )
 
     def contest(self, method: str, seed: int) -> list[Row]:
@@ -227,6 +246,8 @@ class Run:
             match_resolution=arguments.match_resolution,
             augment=augmentation("color", "crop", "flip", "scale", "rotate"),
             cutmix=0.5,
+            logit_adjustment=arguments.logit_adjustment,
+            distillation=arguments.distillation,
             device=self.device,
             seed=seed,
             checkpoint_dir=condensing,

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dc_replay.adjustment import LogitAdjustmentPlugin
     from dc_replay.budgets import Budget, ImagesPerClass, Smallest, TotalBytes, TotalImages
     from dc_replay.buffer import CondensedBuffer
     from dc_replay.condense import Condensed, Condenser
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
+    "adjustment": ("LogitAdjustmentPlugin",),
     "budgets": ("Budget", "ImagesPerClass", "Smallest", "TotalBytes", "TotalImages"),
     "buffer": ("CondensedBuffer",),
     "condense": ("Condensed", "Condenser"),
@@ -89,6 +91,7 @@ __all__ = [
     "Exemplars",
     "Formation",
     "ImagesPerClass",
+    "LogitAdjustmentPlugin",
     "MemoryFileError",
     "MemoryOnlyPlugin",
     "Multisize",

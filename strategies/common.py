@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from avalanche.training.supervised import Naive
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from dc_replay import DistillationPlugin, LogitAdjustmentPlugin
 from dc_replay._progress import progress
 from dc_replay.augment import Augmentation, cutmix
 from dc_replay.budgets import Budget, ImagesPerClass
@@ -46,6 +48,8 @@ class Setup:
             that is shown at the exemplars' resolution. Raw exemplars have nothing to match.
         augment: Augmentation of all images that are trained on.
         cutmix: Chance that a mini-batch is mixed.
+        logit_adjustment: Weight of the logit adjustment to how often classes are shown; 0 is none.
+        distillation: Weight of the distillation from the model before; 0 is none.
         device: Where to run.
         seed: Source of all randomness.
         checkpoint_dir: Where a condensation that was interrupted goes on.
@@ -69,6 +73,8 @@ class Setup:
     match_resolution: float
     augment: Augmentation
     cutmix: float
+    logit_adjustment: float
+    distillation: float
     device: torch.device
     seed: int
     checkpoint_dir: Path
@@ -116,8 +122,13 @@ def growing_head(setup: Setup) -> nn.Module:
 
 
 def naive(setup: Setup, plugins: Sequence[SupervisedPlugin[Any]] = ()) -> Naive:
-    """Plain training on what the plugins make of each experience."""
+    """Plain training on what the plugins make of each experience, and on what the setup adds."""
     model = growing_head(setup)
+    added: list[SupervisedPlugin[Any]] = []
+    if setup.logit_adjustment:
+        added.append(LogitAdjustmentPlugin(weight=setup.logit_adjustment))
+    if setup.distillation:
+        added.append(DistillationPlugin(weight=setup.distillation))
     augment = AugmentBatch(setup.augment, setup.cutmix, setup.seed)
     schedule = Schedule(setup.lr, setup.milestones, setup.decay, setup.progress)
     optimizer = torch.optim.SGD(model.parameters(), lr=setup.lr, momentum=0.9, weight_decay=5e-4)
@@ -129,9 +140,17 @@ def naive(setup: Setup, plugins: Sequence[SupervisedPlugin[Any]] = ()) -> Naive:
         train_epochs=setup.epochs,
         eval_mb_size=500,
         device=setup.device,
-        plugins=[*plugins, augment, schedule],
+        plugins=[*plugins, *added, augment, schedule],
         evaluator=setup.evaluator,
     )
+
+
+def resume(strategy: Naive, setup: Setup, steps: int) -> None:
+    """Give back to distillation the model of before, which is the strategy's after some steps."""
+    for plugin in strategy.plugins:
+        if isinstance(plugin, DistillationPlugin):
+            plugin.columns = tuple(range(steps * setup.classes_per_step))
+            plugin.teacher = copy.deepcopy(strategy.model).eval().requires_grad_(False)
 
 
 class AugmentBatch(SupervisedPlugin[Any]):

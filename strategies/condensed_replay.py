@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from dc_replay import CondensedReplayPlugin
-from strategies.common import Contender, Setup, naive, shrinking
+from strategies.common import Contender, Setup, naive, resume, shrinking
 
 
 def condensed_replay(setup: Setup) -> Contender:
@@ -16,10 +18,11 @@ def condensed_replay(setup: Setup) -> Contender:
         progress=setup.progress,
         checkpoint_dir=setup.checkpoint_dir,
     )
+    strategy = naive(setup, [replay])
     return Contender(
-        strategy=naive(setup, [replay]),
+        strategy=strategy,
         stored_images=lambda: len(replay.memory),
         buffer=replay.buffer,
-        resume=lambda steps: None,
+        resume=partial(resume, strategy, setup),
         shrink=shrinking(replay.buffer),
     )

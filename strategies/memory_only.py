@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import copy
+from dataclasses import replace
+from functools import partial
 
-from dc_replay import DistillationPlugin, MemoryOnlyPlugin
-from strategies.common import Contender, Setup, naive, shrinking
+from dc_replay import MemoryOnlyPlugin
+from strategies.common import Contender, Setup, naive, resume, shrinking
 
 
 def memory_only(setup: Setup) -> Contender:
     """Condense each experience, then train on the exemplars of all classes so far."""
+    setup = replace(setup, distillation=1.0)
     memory = MemoryOnlyPlugin(
         condenser=setup.condenser,
         budget=setup.budget,
@@ -18,17 +20,11 @@ def memory_only(setup: Setup) -> Contender:
         progress=setup.progress,
         checkpoint_dir=setup.checkpoint_dir,
     )
-    distillation = DistillationPlugin(temperature=2.0)
-    strategy = naive(setup, [memory, distillation])
-
-    def resume(steps: int) -> None:
-        distillation.columns = tuple(range(steps * setup.classes_per_step))
-        distillation.teacher = copy.deepcopy(strategy.model).eval().requires_grad_(False)
-
+    strategy = naive(setup, [memory])
     return Contender(
         strategy=strategy,
         stored_images=lambda: len(memory.memory),
         buffer=memory.buffer,
-        resume=resume,
+        resume=partial(resume, strategy, setup),
         shrink=shrinking(memory.buffer),
     )

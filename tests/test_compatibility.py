@@ -46,13 +46,13 @@ from torch import nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from dc_replay import recipes
+from dc_replay import LogitAdjustmentPlugin, recipes
 from dc_replay.budgets import ImagesPerClass, TotalImages
 from dc_replay.buffer import CondensedBuffer
 from dc_replay.errors import ArgumentError
 from dc_replay.formation import Formation
 from dc_replay.networks import convnet_for
-from dc_replay.plugin import CondensedReplayPlugin
+from dc_replay.plugin import CondensedReplayPlugin, DistillationPlugin
 
 # Warnings that point into Avalanche are its own to mend.
 pytestmark = pytest.mark.filterwarnings("ignore:::avalanche")
@@ -329,6 +329,13 @@ CASES = (
         "strategy = Naive(..., plugins=[LRSchedulerPlugin(StepLR(optimizer, 1)), replay])",
     ),
     Case(
+        "Logit adjustment and distillation",
+        "strategy = Naive(..., plugins=[replay, LogitAdjustmentPlugin(), DistillationPlugin()])",
+        works=ONE_HEAD,
+        note="works; both need one column per class",
+        refused={"tasks": Refusal(ArgumentError, "`model` is a MultiTaskModule", alone=None)},
+    ),
+    Case(
         "ReplayPlugin",
         "plugin = ReplayPlugin(mem_size=buffer.max_size, storage_policy=buffer)",
     ),
@@ -534,6 +541,8 @@ def attached(case, stream, names):
         "LaMAML": lamaml_v2.LaMAML,
         "StepLR": torch.optim.lr_scheduler.StepLR,
         "options": options,
+        "DistillationPlugin": DistillationPlugin,
+        "LogitAdjustmentPlugin": LogitAdjustmentPlugin,
         **names,
     }
     if case.network is not None:

@@ -13,7 +13,14 @@ from benchmarks.class_incremental import Arguments, Run, cli, main
 from benchmarks.compiled import CompiledLayers
 from benchmarks.data import load
 from benchmarks.presets import PRESETS, condenser, network_factory
-from dc_replay import RECIPES, ArgumentError, CondensedReplayPlugin, ExemplarMemory
+from dc_replay import (
+    RECIPES,
+    ArgumentError,
+    CondensedReplayPlugin,
+    DistillationPlugin,
+    ExemplarMemory,
+    LogitAdjustmentPlugin,
+)
 from dc_replay.checkpoints import Checkpoint
 from dc_replay.networks import ConvNet
 from dc_replay.optimisation import Optimisation
@@ -84,12 +91,20 @@ def check_same(whole: Path, parted: Path) -> None:
     assert not list((parted / "state").iterdir())
 
 
-@pytest.mark.parametrize("protocol", ["memory-only", "gdumb", "replay"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"protocol": "memory-only"},
+        {"protocol": "gdumb"},
+        {"protocol": "replay"},
+        {"protocol": "replay", "logit_adjustment": 1.0, "distillation": 1.0},
+    ],
+)
 def test_stopped_run_continues_to_the_same_results(
-    protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-    main(smoke(whole, methods="idc", steps=4, protocol=protocol), "x")
+    main(smoke(whole, methods="idc", steps=4, **options), "x")
     step = Run._step
 
     def stop(self: Run, contender, method, seed, number, data, stream):
@@ -99,7 +114,7 @@ def test_stopped_run_continues_to_the_same_results(
 
     monkeypatch.setattr(Run, "_step", stop)
     with pytest.raises(KeyboardInterrupt):
-        main(smoke(parted, methods="idc", steps=4, protocol=protocol), "x")
+        main(smoke(parted, methods="idc", steps=4, **options), "x")
     steps = []
 
     def count(self: Run, contender, method, seed, number, data, stream):
@@ -107,7 +122,7 @@ def test_stopped_run_continues_to_the_same_results(
         return step(self, contender, method, seed, number, data, stream)
 
     monkeypatch.setattr(Run, "_step", count)
-    main(smoke(parted, methods="idc", steps=4, protocol=protocol), "x")
+    main(smoke(parted, methods="idc", steps=4, **options), "x")
     assert steps == [2, 3]
     check_same(whole, parted)
 
@@ -327,3 +342,27 @@ def test_exemplars_come_with_images_of_their_resolution(tmp_path: Path) -> None:
 def test_a_share_outside_of_0_to_1_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="`match_resolution` is 2.0, but is a share"):
         Run(replace(smoke(tmp_path), match_resolution=2.0))
+
+
+@pytest.mark.parametrize("method", ["idc", "naive", "stock_replay"])
+def test_every_memory_is_trained_with_the_same_losses(method: str, tmp_path: Path) -> None:
+    weights = {"logit_adjustment": 0.5, "distillation": 2.0}
+    run = Run(smoke(tmp_path, protocol="replay", methods=method, **weights))
+    contender = run._contender(method, 0, run.arguments.in_order(run.data, seed=0), tmp_path)
+    found = [
+        (type(plugin), plugin.weight)
+        for plugin in contender.strategy.plugins
+        if isinstance(plugin, LogitAdjustmentPlugin | DistillationPlugin)
+    ]
+    assert found == [(LogitAdjustmentPlugin, 0.5), (DistillationPlugin, 2.0)]
+    assert run.settings()["distillation"] == 2.0
+    # Results from before there were these losses stay comparable with those without them.
+    assert not weights.keys() & Run(smoke(tmp_path, protocol="replay")).settings().keys()
+
+
+@pytest.mark.parametrize("name", ["logit_adjustment", "distillation"])
+def test_losses_beside_new_data_are_checked(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=f"`{name}` is -1.0, but must be at least 0"):
+        Run(smoke(tmp_path, protocol="replay", **{name: -1.0}))
+    with pytest.raises(ArgumentError, match=f"`{name}` is 1.0, but `protocol` is gdumb"):
+        Run(smoke(tmp_path, protocol="gdumb", **{name: 1.0}))

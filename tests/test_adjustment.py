@@ -1,0 +1,214 @@
+import copy
+import math
+
+import pytest
+import torch
+from avalanche.benchmarks import class_incremental_benchmark
+from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.core import SupervisedPlugin
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
+from avalanche.training.supervised import Naive
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from dc_replay import LogitAdjustmentPlugin
+from dc_replay.adjustment import log_prior
+from dc_replay.errors import ArgumentError
+from dc_replay.plugin import DistillationPlugin
+
+
+def stream(counts, *, experiences=1, spread=1.0):
+    """Points of each class around a corner of its own, so many of each."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    points = torch.randn(len(labels), len(counts), generator=generator) * spread
+    points += F.one_hot(labels, len(counts))
+    data = TensorDataset(points, labels)
+    data.targets = labels.tolist()
+    sets = {name: as_classification_dataset(data) for name in ("train", "test")}
+    order = list(range(len(counts)))
+    return class_incremental_benchmark(sets, num_experiences=experiences, class_order=order)
+
+
+def strategy_of(model, plugins, *, criterion=F.cross_entropy, epochs=1, batch=8, lr=0.1):
+    return Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=lr),
+        criterion=criterion,
+        train_mb_size=batch,
+        train_epochs=epochs,
+        eval_mb_size=64,
+        plugins=plugins,
+        evaluator=EvaluationPlugin(loggers=[]),
+    )
+
+
+class Watch(SupervisedPlugin):
+    """Notes labels, losses, and the logits that metrics see."""
+
+    def __init__(self):
+        super().__init__()
+        self.labels, self.metrics, self.loss = [], [], []
+
+    def before_forward(self, strategy, **kwargs):
+        self.labels.append(strategy.mb_y.clone())
+
+    def after_training_iteration(self, strategy, **kwargs):
+        self.metrics.append(strategy.mb_output.detach().clone())
+        self.loss.append(strategy.loss.detach().clone())
+
+
+class Raw(nn.Linear):
+    """Keeps what it has returned."""
+
+    def forward(self, points):
+        output = super().forward(points)
+        self.returned = [*getattr(self, "returned", []), output.detach().clone()]
+        return output
+
+
+def test_classes_that_have_not_occurred_count_as_the_most_frequent():
+    found = log_prior(torch.tensor([6.0, 0.0, 2.0])).exp()
+    torch.testing.assert_close(found, torch.tensor([0.75, 0.75, 0.25]))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_the_loss_is_that_of_the_definition(weight):
+    torch.manual_seed(0)
+    model, watch = Raw(3, 3), Watch()
+    strategy = strategy_of(model, [LogitAdjustmentPlugin(weight=weight), watch])
+    strategy.train(stream([20, 9, 3]).train_stream[0])
+    seen = []
+    assert len(watch.loss) == 4
+    for labels, logits, shown, loss in zip(
+        watch.labels, model.returned, watch.metrics, watch.loss, strict=True
+    ):
+        seen += labels.tolist()
+        share = [seen.count(c) / len(seen) for c in range(3)]
+        prior = [math.log(s if s else max(share)) for s in share]
+        expected = 0.0
+        for row, label in zip(logits.double().tolist(), labels.tolist(), strict=True):
+            scores = [z + weight * p for z, p in zip(row, prior, strict=True)]
+            expected += math.log(sum(map(math.exp, scores))) - scores[label]
+        assert float(loss) == pytest.approx(expected / len(labels), rel=1e-5)
+        assert torch.equal(shown, logits)  # metrics see them as they are
+
+
+def balanced_accuracy(weight):
+    torch.manual_seed(0)
+    data = stream([400, 40, 40], spread=0.8)
+    model = nn.Linear(3, 3)
+    strategy = strategy_of(model, [LogitAdjustmentPlugin(weight=weight)], epochs=20, batch=32)
+    strategy.train(data.train_stream[0])
+    points, labels = zip(*data.test_stream[0].dataset, strict=True)
+    with torch.no_grad():
+        right = model(torch.stack(points)).argmax(1) == torch.tensor(labels)
+    return sum(right[torch.tensor(labels) == c].float().mean().item() for c in range(3)) / 3
+
+
+def test_rare_classes_are_found_as_often():
+    assert balanced_accuracy(1.0) > balanced_accuracy(0.0) + 0.1
+
+
+def test_exemplars_are_counted_whoever_replays_them():
+    plugin = LogitAdjustmentPlugin()
+    counts = []
+
+    class Count(SupervisedPlugin):
+        def after_training_epoch(self, strategy, **kwargs):
+            counts.append(plugin._counts.tolist())
+
+    strategy = strategy_of(nn.Linear(4, 4), [ReplayPlugin(4, batch_size=8), plugin, Count()])
+    for experience in stream([16] * 4, experiences=2).train_stream:
+        strategy.train(experience)
+    assert counts[0] == [16, 16, 0, 0]
+    assert min(counts[1][:2]) > 0 and counts[1][2:] == [16, 16]
+    assert plugin._counts is None  # nothing for a checkpoint
+
+
+def test_a_head_that_grows():
+    model = nn.Sequential(IncrementalClassifier(6, initial_out_features=2, masking=False))
+    strategy = strategy_of(model, [LogitAdjustmentPlugin()])
+    for experience in stream([8] * 6, experiences=3).train_stream:
+        strategy.train(experience)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_class_that_is_not_shown_is_held_down_as_without_it():
+    model = nn.Linear(3, 3)
+    data = stream([30, 30, 0])
+    twin = copy.deepcopy(model)
+    for weight, network in ((0.0, model), (1.0, twin)):
+        torch.manual_seed(0)
+        strategy = strategy_of(network, [LogitAdjustmentPlugin(weight=weight)], epochs=3)
+        strategy.train(data.train_stream[0])
+    plain, adjusted = model.bias.detach(), twin.bias.detach()
+    assert float(adjusted[2]) == pytest.approx(float(plain[2]), abs=0.02)
+    assert float(adjusted[2]) < float(adjusted[:2].min())
+
+
+def test_distillation_that_comes_after_it_sees_the_logits_as_they_are():
+    found = {}
+
+    class Spy(DistillationPlugin):
+        def before_backward(self, strategy, *args, **kwargs):
+            found.setdefault("seen", strategy.mb_output.detach().clone())
+
+    model = Raw(3, 3)
+    strategy = strategy_of(model, [LogitAdjustmentPlugin(), Spy()])
+    strategy.train(stream([20, 9, 3]).train_stream[0])
+    assert torch.equal(found["seen"], model.returned[0])
+
+
+def test_half_precision_stays():
+    model = nn.Linear(3, 3).bfloat16()
+    seen = []
+
+    def criterion(logits, labels):
+        seen.append(logits.dtype)
+        return F.cross_entropy(logits, labels)
+
+    class Half(SupervisedPlugin):
+        def before_forward(self, strategy, **kwargs):
+            strategy.mbatch[0] = strategy.mbatch[0].bfloat16()
+
+    strategy_of(model, [Half(), LogitAdjustmentPlugin()], criterion=criterion).train(
+        stream([8, 8, 8]).train_stream[0]
+    )
+    assert set(seen) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
+def test_bad_weights_are_refused(weight):
+    with pytest.raises(ArgumentError, match="`weight` is .*, but must be at least 0 and finite"):
+        LogitAdjustmentPlugin(weight=weight)
+
+
+def test_a_head_for_each_task_is_refused():
+    strategy = strategy_of(MultiHeadClassifier(3), [LogitAdjustmentPlugin()])
+    with pytest.raises(ArgumentError, match="`model` is a MultiTaskModule"):
+        strategy.train(stream([8, 8, 8]).train_stream[0])
+
+
+def test_labels_that_are_no_classes_are_refused():
+    plugin, mixed = LogitAdjustmentPlugin(), Watch()
+
+    def soften(strategy, **kwargs):
+        strategy.mbatch[1] = F.one_hot(strategy.mbatch[1], 3).float()
+
+    mixed.before_forward = soften
+    strategy = strategy_of(nn.Linear(3, 3), [mixed, plugin])
+    with pytest.raises(ArgumentError, match="`mbatch` holds labels of shape .* counts integer"):
+        strategy.train(stream([8, 8, 8]).train_stream[0])
+
+
+def test_nothing_is_drawn_from_global_generators():
+    def weights(plugins):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 3)
+        strategy_of(model, plugins).train(stream([8, 8, 8]).train_stream[0])
+        return torch.rand(1)
+
+    assert torch.equal(weights([]), weights([LogitAdjustmentPlugin()]))
