@@ -60,7 +60,7 @@ from dc_replay.networks import set_precision
 from dc_replay.pixels import quantise
 from strategies import PROTOCOLS, WITHOUT_RECIPE, Contender, Setup
 
-# Of these, what is 0 is no part of a run's settings: there are results from before they were there.
+# Left out of the settings while they are 0, so that older results stay comparable.
 _BESIDE_NEW_DATA = ("logit_adjustment", "distillation")
 
 
@@ -182,6 +182,13 @@ class Run:
         return self.arguments.settings(
             self.preset, free=("methods", "condensed", *absent), classes=self.classes
         )
+
+    @property
+    def protocol(self) -> str:
+        """What is trained on, and with which losses besides."""
+        weights = ((name, getattr(self.arguments, name)) for name in _BESIDE_NEW_DATA)
+        added = [f"{name.replace('_', ' ')} {weight:g}" for name, weight in weights if weight]
+        return ", ".join((self.arguments.protocol, *added))
 
     def contest(self, method: str, seed: int) -> list[Row]:
         """Run one method with one seed, from where it stopped; return the new rows."""
@@ -325,7 +332,7 @@ class Run:
         stored = contender.stored_images()
         return {
             "method": method,
-            "protocol": self.arguments.protocol,
+            "protocol": self.protocol,
             "seed": seed,
             "step": step,
             "classes_seen": seen,

@@ -150,7 +150,8 @@ def resume(strategy: Naive, setup: Setup, steps: int) -> None:
     for plugin in strategy.plugins:
         if isinstance(plugin, DistillationPlugin):
             plugin.columns = tuple(range(steps * setup.classes_per_step))
-            plugin.teacher = copy.deepcopy(strategy.model).eval().requires_grad_(False)
+            model = copy.deepcopy(strategy.model).to(strategy.device)
+            plugin.teacher = model.eval().requires_grad_(False)
 
 
 class AugmentBatch(SupervisedPlugin[Any]):

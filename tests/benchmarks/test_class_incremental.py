@@ -356,6 +356,7 @@ def test_every_memory_is_trained_with_the_same_losses(method: str, tmp_path: Pat
     ]
     assert found == [(LogitAdjustmentPlugin, 0.5), (DistillationPlugin, 2.0)]
     assert run.settings()["distillation"] == 2.0
+    assert run.protocol == "replay, logit adjustment 0.5, distillation 2"
     # Results from before there were these losses stay comparable with those without them.
     assert not weights.keys() & Run(smoke(tmp_path, protocol="replay")).settings().keys()
 
