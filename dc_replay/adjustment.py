@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from avalanche.benchmarks import OnlineCLExperience
 from avalanche.core import SupervisedPlugin
 from avalanche.distributed import DistributedHelper
 from avalanche.models import MultiTaskModule
+from avalanche.training.templates.problem_type.supervised_problem import SupervisedProblem
+from avalanche.training.templates.update_type.sgd_update import SGDUpdate
 from torch import Tensor
+from torch.nn import functional as F
 
 from dc_replay._checks import real
 from dc_replay.errors import ArgumentError
@@ -21,30 +25,35 @@ def log_prior(counts: Tensor) -> Tensor:
     holds their logits down as far as the plain loss does.
 
     Args:
-        counts: How often each class has occurred, ``[classes]``, at least one of them above 0.
+        counts: How often each class has occurred, ``[classes]``.
 
     Returns:
-        ``[classes]``, at most 0.
+        ``[classes]``, at most 0; all of them 0 if none has occurred.
     """
-    frequencies = counts / counts.sum()
-    return torch.where(counts > 0, frequencies, frequencies.max()).log()
+    frequencies = counts / counts.sum().clamp(min=1)
+    most = frequencies.max()
+    # By where, not by an if, which would wait for a GPU.
+    most = torch.where(most > 0, most, 1)
+    return torch.where(counts > 0, frequencies, most).log()
 
 
 class LogitAdjustmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
     """Keeps new classes, of which a mini-batch holds many images, from being preferred.
 
     A mini-batch of new images and exemplars shows each new class more often than each old one, and
-    a network trained on that takes old classes for new ones. The loss of this plugin's strategy
-    sees the logits plus ``weight * log(frequency of the class)``, so that the network learns what
-    speaks for a class apart from how often it is shown; evaluation and metrics see the logits as
-    they are. Frequencies are counted in the mini-batches of the current experience, exemplars
-    included, with whatever puts them there: any of this package, ``ReplayPlugin``, or none.
+    a network trained on that takes old classes for new ones. The criterion sees the logits plus
+    ``weight * log(frequency of the class)``, so that the network learns what speaks for a class
+    apart from how often it is shown; evaluation and metrics see the logits as they are.
+
+    Frequencies are counted in the mini-batches of an experience, with the exemplars that
+    :class:`~dc_replay.plugin.CondensedReplayPlugin` or ``ReplayPlugin`` has put into them; of an
+    online stream, since the last boundary that it tells of. Exemplars that a plugin gives to the
+    criterion by itself, as MIR and RAR do, are not counted, and not adjusted. In distributed
+    training each process counts its own mini-batches.
 
     For a classifier with one column per class label, and strategies whose loss is the criterion of
-    ``strategy.mb_output`` and integer labels. Plugins whose own loss reads ``strategy.mb_output``
-    in ``before_backward``, such as :class:`~dc_replay.plugin.DistillationPlugin`, see the logits as
-    they are if they come after this one. In distributed training each process counts its own
-    mini-batches.
+    ``strategy.mb_output`` and integer labels. It comes before the plugins that add to the loss,
+    such as :class:`~dc_replay.plugin.DistillationPlugin`, which are to see the logits as they are.
 
     Source: Menon et al., "Long-tail Learning via Logit Adjustment", ICLR 2021, equation 10; with a
     weight of 1 also Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition",
@@ -66,10 +75,11 @@ class LogitAdjustmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
         self._plain: Tensor | None = None
 
     def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Refuse models whose columns do not stand for class labels.
+        """Refuse what would go wrong in silence.
 
         Raises:
-            ArgumentError: If the model has a head for each task.
+            ArgumentError: If the model has a head for each task, the strategy a loss or a loop of
+                its own, or a plugin that adds to the loss comes before this one.
         """
         if isinstance(DistributedHelper.unwrap_model(strategy.model), MultiTaskModule):
             raise ArgumentError(
@@ -77,38 +87,78 @@ class LogitAdjustmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
                 "adjustment needs one column per class; with a head for each task, new classes do "
                 "not compete with old ones"
             )
+        if _has_own_loss(type(strategy)):
+            raise ArgumentError(
+                f"`strategy` is {type(strategy).__name__}, whose loss is not the criterion of its "
+                f"outputs alone; use logit adjustment with Naive and plugins"
+            )
+        for plugin in strategy.plugins:
+            if plugin is self:
+                break
+            adds = getattr(type(plugin), "before_backward", None)
+            if adds is not None and adds is not SupervisedPlugin.before_backward:
+                raise ArgumentError(
+                    f"`plugins` has {type(plugin).__name__}, which may add to the loss, before "
+                    f"{type(self).__name__}; put {type(self).__name__} before it"
+                )
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Start counting."""
-        self._counts = None
+        """Start counting, unless this is a further part of an experience."""
+        if _begins_anew(strategy.experience):
+            self._counts = None
 
     def after_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Count the labels, and put adjusted logits before the loss.
+        """Count the labels, and put adjusted logits before the criterion.
 
         Raises:
             ArgumentError: If the logits or labels are not those of one column per class.
         """
         logits, labels = strategy.mb_output, strategy.mb_y
-        if logits.ndim != 2 or labels.ndim != 1 or labels.is_floating_point():
+        if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
             raise ArgumentError(
                 f"`mbatch` holds labels of shape {list(labels.shape)} and {labels.dtype} for "
                 f"outputs of shape {list(logits.shape)}; logit adjustment counts integer labels, "
                 f"one for each image, with a column for each class"
             )
-        if self._counts is None or len(self._counts) != logits.shape[1]:
-            self._counts = torch.zeros(logits.shape[1], device=logits.device)
-        # Unlike bincount this does not wait for a GPU.
-        ones = torch.ones(len(labels), device=logits.device)
-        self._counts.scatter_add_(0, labels.long(), ones)
-        self._plain = logits
-        strategy.mb_output = logits + self.weight * log_prior(self._counts).to(logits.dtype)
+        columns = logits.shape[1]
+        if self._counts is None:
+            self._counts = torch.zeros(columns, device=logits.device)
+        counts = self._counts.to(logits.device)
+        counts = F.pad(counts, (0, columns - len(counts)))  # the classifier may have grown
+        # Labels that cross entropy ignores are no columns. Unlike bincount this does not wait.
+        known = (labels >= 0) & (labels < columns)
+        counts.scatter_add_(0, labels.long().clamp(0, columns - 1), known.to(counts.dtype))
+        self._counts, self._plain = counts, logits
+        strategy.mb_output = logits + self.weight * log_prior(counts).to(logits.dtype)
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Put the logits back as they are; the loss has been computed."""
+        """Put the logits back as they are; the criterion has seen the others."""
         if self._plain is not None:
             strategy.mb_output = self._plain
         self._plain = None
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Leave nothing behind for a checkpoint."""
-        self._counts = self._plain = None
+        """Leave nothing behind for a checkpoint that is not needed."""
+        self._plain = None
+        if not isinstance(strategy.experience, OnlineCLExperience):
+            self._counts = None
+
+
+def _begins_anew(experience: Any) -> bool:
+    """Whether an experience is not the further part of another."""
+    if isinstance(experience, OnlineCLExperience):
+        return bool(experience.access_task_boundaries and experience.is_first_subexp)
+    return True
+
+
+def _has_own_loss(strategy: type) -> bool:
+    """Whether a strategy goes through mini-batches, or computes its loss, in another way.
+
+    What users derive from Avalanche's is trusted to call its ``criterion``.
+    """
+    criterion = getattr(strategy, "criterion", None)
+    module = getattr(criterion, "__module__", "")
+    loop = getattr(strategy, "training_epoch", None)
+    return loop is not SGDUpdate.training_epoch or (
+        criterion is not SupervisedProblem.criterion and module.startswith("avalanche.")
+    )

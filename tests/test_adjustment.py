@@ -3,12 +3,12 @@ import math
 
 import pytest
 import torch
-from avalanche.benchmarks import class_incremental_benchmark
+from avalanche.benchmarks import class_incremental_benchmark, split_online_stream
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.core import SupervisedPlugin
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
-from avalanche.training.supervised import Naive
+from avalanche.training.supervised import DER, ER_ACE, EWC, MER, SCR, Naive
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -86,8 +86,7 @@ def test_the_loss_is_that_of_the_definition(weight):
         watch.labels, model.returned, watch.metrics, watch.loss, strict=True
     ):
         seen += labels.tolist()
-        share = [seen.count(c) / len(seen) for c in range(3)]
-        prior = [math.log(s if s else max(share)) for s in share]
+        prior = prior_of(seen, 3).double().tolist()
         expected = 0.0
         for row, label in zip(logits.double().tolist(), labels.tolist(), strict=True):
             scores = [z + weight * p for z, p in zip(row, prior, strict=True)]
@@ -128,12 +127,44 @@ def test_exemplars_are_counted_whoever_replays_them():
     assert plugin._counts is None  # nothing for a checkpoint
 
 
+def prior_of(labels, columns):
+    share = [labels.count(c) / len(labels) for c in range(columns)]
+    return torch.tensor([math.log(s if s else max(share)) for s in share])
+
+
 def test_a_head_that_grows():
     model = nn.Sequential(IncrementalClassifier(6, initial_out_features=2, masking=False))
-    strategy = strategy_of(model, [LogitAdjustmentPlugin()])
+    seen = []
+
+    class Check(SupervisedPlugin):
+        def after_forward(self, strategy, **kwargs):
+            with torch.no_grad():
+                added = strategy.mb_output - model(strategy.mb_x)
+            seen.extend(strategy.mb_y.tolist())
+            torch.testing.assert_close(added, prior_of(seen, added.shape[1]).expand_as(added))
+
+        def after_training_exp(self, strategy, **kwargs):
+            seen.clear()
+
+    strategy = strategy_of(model, [LogitAdjustmentPlugin(), Check()])
     for experience in stream([8] * 6, experiences=3).train_stream:
         strategy.train(experience)
-    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_counts_go_on_over_the_parts_of_an_experience():
+    data = stream([12, 12, 12, 12], experiences=2)
+    online = split_online_stream(data.train_stream, experience_size=4, access_task_boundaries=True)
+    plugin, totals = LogitAdjustmentPlugin(), []
+
+    class Count(SupervisedPlugin):
+        def after_training_epoch(self, strategy, **kwargs):
+            totals.append(int(plugin._counts.sum()))
+
+    model = nn.Sequential(IncrementalClassifier(4, initial_out_features=2, masking=False))
+    strategy = strategy_of(model, [plugin, Count()])
+    for experience in online:
+        strategy.train(experience)
+    assert totals == [4, 8, 12, 16, 20, 24] * 2
 
 
 def test_a_class_that_is_not_shown_is_held_down_as_without_it():
@@ -212,3 +243,66 @@ def test_nothing_is_drawn_from_global_generators():
         return torch.rand(1)
 
     assert torch.equal(weights([]), weights([LogitAdjustmentPlugin()]))
+
+
+def test_labels_that_the_loss_ignores_are_not_counted():
+    plugin = LogitAdjustmentPlugin()
+    model, watch = Raw(3, 3), Watch()
+
+    def ignore(strategy, **kwargs):
+        strategy.mbatch[1][::2] = -100
+
+    watch.before_forward = ignore
+    strategy = strategy_of(model, [watch, plugin])
+    seen = []
+    watch.after_training_epoch = lambda strategy, **kwargs: seen.append(plugin._counts.sum())
+    strategy.train(stream([8, 8, 8]).train_stream[0])
+    assert seen == [12]
+    assert torch.equal(log_prior(torch.zeros(3)), torch.zeros(3))
+
+
+def test_plugins_that_add_to_the_loss_come_later():
+    model = nn.Linear(3, 3)
+    experience = stream([8, 8, 8]).train_stream[0]
+    strategy = strategy_of(model, [DistillationPlugin(), LogitAdjustmentPlugin()])
+    with pytest.raises(ArgumentError, match="`plugins` has DistillationPlugin, .* before Logit"):
+        strategy.train(experience)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    strategy = EWC(
+        model=model,
+        optimizer=optimizer,
+        criterion=F.cross_entropy,
+        ewc_lambda=1.0,
+        plugins=[LogitAdjustmentPlugin()],
+        evaluator=EvaluationPlugin(loggers=[]),
+    )
+    strategy.train(experience)
+
+
+@pytest.mark.parametrize("kind", [DER, ER_ACE, SCR, MER])
+def test_strategies_with_a_loss_of_their_own_are_refused(kind):
+    strategy = object.__new__(kind)
+    strategy.model, strategy.plugins = nn.Linear(3, 3), []
+    with pytest.raises(ArgumentError, match=f"`strategy` is {kind.__name__}, whose loss is not"):
+        LogitAdjustmentPlugin().before_training(strategy)
+
+
+def test_a_users_own_criterion_is_trusted():
+    class Twice(Naive):
+        def criterion(self):
+            return 2 * super().criterion()
+
+    found = []
+    for kind in (Naive, Twice):
+        torch.manual_seed(0)
+        model, watch = nn.Linear(3, 3), Watch()
+        strategy = kind(
+            model=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
+            train_mb_size=24,
+            plugins=[LogitAdjustmentPlugin(), watch],
+            evaluator=EvaluationPlugin(loggers=[]),
+        )
+        strategy.train(stream([16, 4, 4]).train_stream[0])
+        found += watch.loss
+    torch.testing.assert_close(found[1], 2 * found[0])

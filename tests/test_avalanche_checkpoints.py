@@ -21,6 +21,7 @@ from dc_replay import (
     DeviceResident,
     DistillationPlugin,
     ImagesPerClass,
+    LogitAdjustmentPlugin,
     MemoryOnlyPlugin,
     TotalImages,
     idc,
@@ -63,6 +64,11 @@ def policy():
 WAYS = {
     "replay": lambda: [CondensedReplayPlugin(**options())],
     "replay, distillation": lambda: [CondensedReplayPlugin(**options()), DistillationPlugin()],
+    "replay, both losses": lambda: [
+        CondensedReplayPlugin(**options()),
+        LogitAdjustmentPlugin(),
+        DistillationPlugin(),
+    ],
     "replay, device resident": lambda: [CondensedReplayPlugin(**options()), DeviceResident()],
     "memory only": lambda: [MemoryOnlyPlugin(**options(), presentations_per_stored=4)],
     "storage policy": policy,

@@ -147,9 +147,15 @@ def test_every_table_can_be_run(scale: str) -> None:
     assert scale in PRESETS
     for piece in chosen(Arguments(scale=scale)):
         arguments = class_incremental.Arguments(
-            **{**piece.table.options, "methods": piece.method, "preset": scale, "steps": 5}
+            **{
+                **piece.table.options,
+                "data": "digits",
+                "methods": piece.method,
+                "preset": scale,
+                "steps": 5,
+            }
         )
-        class_incremental._methods(arguments)
+        assert class_incremental.Run(arguments).methods == [piece.method]
 
 
 def test_a_memory_of_a_total_is_always_full(

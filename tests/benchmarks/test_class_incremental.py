@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.class_incremental import Arguments, Run, cli, main
+from benchmarks.class_incremental import Arguments, Run, State, cli, main
 from benchmarks.compiled import CompiledLayers
 from benchmarks.data import load
 from benchmarks.presets import PRESETS, condenser, network_factory
@@ -104,6 +104,14 @@ def test_stopped_run_continues_to_the_same_results(
     options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
+    save, trained = State.save, []
+
+    def keep(self: State, contender, steps):
+        if steps == 4:
+            trained.append(copy.deepcopy(contender.strategy.model.state_dict()))
+        save(self, contender, steps)
+
+    monkeypatch.setattr(State, "save", keep)
     main(smoke(whole, methods="idc", steps=4, **options), "x")
     step = Run._step
 
@@ -125,6 +133,7 @@ def test_stopped_run_continues_to_the_same_results(
     main(smoke(parted, methods="idc", steps=4, **options), "x")
     assert steps == [2, 3]
     check_same(whole, parted)
+    assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
 
 
 @pytest.mark.parametrize("step", [0, 2])
