@@ -110,8 +110,8 @@ def _shrink_explanation(rows: Sequence[Row], settings: Mapping[str, Any]) -> str
         f"{rows[-1]['data']}, {settings['classes'] or 'all'} classes: accuracy in percent of a "
         f"fresh network trained on what is stored, {', '.join(map(str, sizes))} images per class "
         f"of {settings['recipe']} condensed at {settings['ipc']}; {_seeds(rows)}. "
-        f"{'; '.join(kinds)}. Every network is trained for the same number of gradient steps with "
-        f"the same augmentation."
+        f"{'; '.join(kinds)}. Every network is trained for {settings['set_steps']:,} gradient "
+        f"steps with the same augmentation."
     )
 
 
@@ -126,17 +126,19 @@ def write_training_report(out_dir: str | Path) -> str:
     header, body = training_table(rows)
     parts = [
         f"# {rows[-1]['data']}: fresh networks trained on condensed sets",
-        _training_explanation(rows),
+        _training_explanation(rows, store.settings()),
         markdown_table(header, body),
     ]
     return _write(store, parts, header, body)
 
 
-def _training_explanation(rows: Sequence[Row]) -> str:
+def _training_explanation(rows: Sequence[Row], settings: Mapping[str, Any]) -> str:
+    runs = len({row["run"] for row in rows})
     return (
-        f"{rows[-1]['data']}: accuracy in percent of fresh networks trained on condensed sets; "
-        f"{_seeds(rows)} and {len({row['run'] for row in rows})} networks for each. Every network "
-        f"is trained for the same number of gradient steps with the same augmentation."
+        f"{rows[-1]['data']}, {settings['classes'] or 'all'} classes: accuracy in percent of fresh "
+        f"networks trained on condensed sets; {_seeds(rows)} and {runs} networks for each. Every "
+        f"network is trained for {settings['set_steps']:,} gradient steps with the same "
+        f"augmentation."
     )
 
 
@@ -170,7 +172,7 @@ def set_section(store: ResultStore) -> str:
     if "size" in rows[0]:
         explanation, table = _shrink_explanation(rows, store.settings()), shrink_table(rows)
     else:
-        explanation, table = _training_explanation(rows), training_table(rows)
+        explanation, table = _training_explanation(rows, store.settings()), training_table(rows)
     command = "\n".join(store.commands())
     return "\n\n".join(
         (
