@@ -55,9 +55,9 @@ class LogitAdjustmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
     ``strategy.mb_output`` and integer labels. It comes before the plugins that add to the loss,
     such as :class:`~dc_replay.plugin.DistillationPlugin`, which are to see the logits as they are.
 
-    Source: Menon et al., "Long-tail Learning via Logit Adjustment", ICLR 2021, equation 10; with a
-    weight of 1 also Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition",
-    NeurIPS 2020.
+    Source: the logit adjusted loss of Menon et al., "Long-tail Learning via Logit Adjustment", ICLR
+    2021; with a weight of 1 also the balanced softmax of Ren et al., "Balanced Meta-Softmax for
+    Long-Tailed Visual Recognition", NeurIPS 2020.
 
     Args:
         weight: At least 0; 1 makes the error balanced over classes.
