@@ -163,8 +163,8 @@ class Run:
                 f"`match_resolution` is {arguments.match_resolution}, but is a share of the new "
                 f"images, from 0 to 1"
             )
-        for name in _BESIDE_NEW_DATA:
-            weight = getattr(arguments, name)
+        self.added = {name: getattr(arguments, name) for name in _BESIDE_NEW_DATA}
+        for name, weight in self.added.items():
             if not 0 <= weight < float("inf"):
                 raise ArgumentError(f"`{name}` is {weight}, but must be at least 0 and finite")
             if weight and arguments.protocol != "replay":
@@ -178,7 +178,7 @@ class Run:
 
     def settings(self) -> Row:
         """What must not differ between rows that are compared."""
-        absent = [name for name in _BESIDE_NEW_DATA if not getattr(self.arguments, name)]
+        absent = [name for name, weight in self.added.items() if not weight]
         return self.arguments.settings(
             self.preset, free=("methods", "condensed", *absent), classes=self.classes
         )
@@ -186,9 +186,10 @@ class Run:
     @property
     def protocol(self) -> str:
         """What is trained on, and with which losses besides."""
-        weights = ((name, getattr(self.arguments, name)) for name in _BESIDE_NEW_DATA)
-        added = [f"{name.replace('_', ' ')} {weight:g}" for name, weight in weights if weight]
-        return ", ".join((self.arguments.protocol, *added))
+        words = [
+            f"{name.replace('_', ' ')} {weight:g}" for name, weight in self.added.items() if weight
+        ]
+        return ", ".join((self.arguments.protocol, *words))
 
     def contest(self, method: str, seed: int) -> list[Row]:
         """Run one method with one seed, from where it stopped; return the new rows."""
@@ -253,8 +254,7 @@ class Run:
             match_resolution=arguments.match_resolution,
             augment=augmentation("color", "crop", "flip", "scale", "rotate"),
             cutmix=0.5,
-            logit_adjustment=arguments.logit_adjustment,
-            distillation=arguments.distillation,
+            **self.added,
             device=self.device,
             seed=seed,
             checkpoint_dir=condensing,

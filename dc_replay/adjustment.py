@@ -11,7 +11,7 @@ from avalanche.distributed import DistributedHelper
 from avalanche.models import MultiTaskModule
 from avalanche.training.templates.problem_type.supervised_problem import SupervisedProblem
 from avalanche.training.templates.update_type.sgd_update import SGDUpdate
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dc_replay._checks import real
@@ -81,12 +81,11 @@ class LogitAdjustmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
             ArgumentError: If the model has a head for each task, the strategy a loss or a loop of
                 its own, or a plugin that adds to the loss comes before this one.
         """
-        if isinstance(DistributedHelper.unwrap_model(strategy.model), MultiTaskModule):
-            raise ArgumentError(
-                "`model` is a MultiTaskModule, which has a head for each task, but logit "
-                "adjustment needs one column per class; with a head for each task, new classes do "
-                "not compete with old ones"
-            )
+        check_one_head(
+            strategy.model,
+            "logit adjustment needs one column per class; with a head for each task, new classes "
+            "do not compete with old ones",
+        )
         if _has_own_loss(type(strategy)):
             raise ArgumentError(
                 f"`strategy` is {type(strategy).__name__}, whose loss is not the criterion of its "
@@ -142,6 +141,14 @@ class LogitAdjustmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
         self._plain = None
         if not isinstance(strategy.experience, OnlineCLExperience):
             self._counts = None
+
+
+def check_one_head(model: nn.Module, why: str) -> None:
+    """Raise an ArgumentError if a model has a head for each task in place of a column per class."""
+    if isinstance(DistributedHelper.unwrap_model(model), MultiTaskModule):
+        raise ArgumentError(
+            f"`model` is a MultiTaskModule, which has a head for each task, but {why}"
+        )
 
 
 def _begins_anew(experience: Any) -> bool:

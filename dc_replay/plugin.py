@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.distributed import DistributedHelper
-from avalanche.models import MultiTaskModule
 from torch import Generator, Tensor, nn
 
 from dc_replay._checks import real, whole
+from dc_replay.adjustment import check_one_head
 from dc_replay.budgets import Budget
 from dc_replay.buffer import REPLAYING, CondensedBuffer, ImageAugment, check_augment, stream
 from dc_replay.condense import Condenser
@@ -198,11 +199,10 @@ class DistillationPlugin(SupervisedPlugin[Any], supports_distributed=True):
         Raises:
             ArgumentError: If the model has a head for each task.
         """
-        if isinstance(DistributedHelper.unwrap_model(strategy.model), MultiTaskModule):
-            raise ArgumentError(
-                "`model` is a MultiTaskModule, which has a head for each task, but distillation "
-                "here needs one column per class; use Avalanche's LwFPlugin"
-            )
+        check_one_head(
+            strategy.model,
+            "distillation here needs one column per class; use Avalanche's LwFPlugin",
+        )
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add the loss."""
@@ -217,9 +217,18 @@ class DistillationPlugin(SupervisedPlugin[Any], supports_distributed=True):
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Keep a frozen copy of the model, and note the classes that it has learned."""
-        self.columns = tuple(sorted({*self.columns, *classes_of(strategy.experience)}))
-        model = DistributedHelper.unwrap_model(strategy.model)
-        self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
+        self.hold(strategy.model, {*self.columns, *classes_of(strategy.experience)})
+
+    def hold(self, model: nn.Module, classes: Iterable[int]) -> None:
+        """Distil from a frozen copy of this model from now on, for example of one from a file.
+
+        Args:
+            model: As it was after the experience before, on the device of the training to come.
+            classes: The labels that it has learned.
+        """
+        self.columns = tuple(sorted(classes))
+        unwrapped = DistributedHelper.unwrap_model(model)
+        self.teacher = copy.deepcopy(unwrapped).eval().requires_grad_(False)
 
 
 def classes_of(experience: Any) -> set[int]:

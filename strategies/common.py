@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,9 +148,8 @@ def resume(strategy: Naive, setup: Setup, steps: int) -> None:
     """Give back to distillation the model of before, which is the strategy's after some steps."""
     for plugin in strategy.plugins:
         if isinstance(plugin, DistillationPlugin):
-            plugin.columns = tuple(range(steps * setup.classes_per_step))
-            model = copy.deepcopy(strategy.model).to(strategy.device)
-            plugin.teacher = model.eval().requires_grad_(False)
+            learned = range(steps * setup.classes_per_step)
+            plugin.hold(strategy.model.to(strategy.device), learned)
 
 
 class AugmentBatch(SupervisedPlugin[Any]):

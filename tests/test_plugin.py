@@ -581,6 +581,13 @@ def test_the_teacher_is_frozen_and_apart():
     assert plugin.teacher is not teacher
 
 
+def test_a_teacher_can_be_given():
+    plugin, model = DistillationPlugin(), nn.Dropout().train()
+    plugin.hold(model, [4, 1])
+    assert plugin.columns == (1, 4)
+    assert plugin.teacher is not model and not plugin.teacher.training and model.training
+
+
 def test_the_teacher_draws_nothing_from_global_generators():
     """A loss of weight 0 changes nothing, although its teacher has dropout."""
     results = []
