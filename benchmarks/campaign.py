@@ -40,8 +40,8 @@ _REPLAYED = (
     "stock_replay",
     "herding",
     "dream_plus+mdc",
-    "herding+bits=4",
-    "dream_plus+mdc+bits=4",
+    "herding+compress=10",
+    "dream_plus+mdc+compress=10",
     "stock_reservoir",
     "stock_herding",
     "representative",
@@ -87,7 +87,9 @@ TABLES: dict[str, dict[str, Table]] = {
         "balanced_200": _replay(200, **_BALANCED),
         "balanced_500": _replay(500, **_BALANCED),
         "balanced_2000": _replay(2000, **_BALANCED),
-        "memory_only": Table((*_REAL, *_CONDENSED, "herding+bits=4", "dream_plus+bits=4")),
+        "memory_only": Table(
+            (*_REAL, *_CONDENSED, "herding+compress=10", "dream_plus+compress=10")
+        ),
     },
     # The published settings, but for the number of matching networks.
     "paper": {

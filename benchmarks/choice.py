@@ -64,8 +64,9 @@ def what_is_stored(method: str) -> str:
     )
     kind = "real" if condenser.objective is None else "synthetic"
     packed = ", packed" if condenser.formation.factor > 1 else ""
-    bits = "" if condenser.formation.bits == 8 else f", {condenser.formation.bits} bits"
-    return f"{'raw' if condenser.stores_raw_images else kind} images{packed}{bits}"
+    compression = condenser.formation.compression
+    compressed = "" if compression == 1 else f", compressed to 1/{compression}"
+    return f"{'raw' if condenser.stores_raw_images else kind} images{packed}{compressed}"
 
 
 def _line(method: Summary, comparison: Comparison) -> tuple[str, ...]:

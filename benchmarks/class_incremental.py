@@ -399,9 +399,9 @@ class Run:
                 shown = memory.classes[:classes]
                 formation = memory.formation
                 opened = [formation.open(memory.of_class(label)) for label in shown]
-                # With 4 bits, both images that a stored one holds.
+                # With compression, all images that a stored one holds.
                 rows = [
-                    quantise(images.unflatten(1, (formation.layers, -1)).flatten(0, 1))
+                    quantise(images.unflatten(1, (formation.compression, -1)).flatten(0, 1))
                     for images in opened
                 ]
                 names = [self.data.class_names[order[label]] for label in shown]

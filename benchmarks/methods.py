@@ -1,8 +1,8 @@
 """Methods as a command line names them: a recipe, and what is added to it.
 
 ``dream_plus+mdc`` is DREAM+ with multisize condensation; ``idc+sm=0.3`` is IDC with subset matching
-of weight 0.3; ``herding+bits=4`` fits two images into the bytes of one. To add a modifier, write a
-function from a condenser and its value, and name it here.
+of weight 0.3; ``herding+compress=10`` fits ten images into the bytes of one. To add a modifier,
+write a function from a condenser and its value, and name it here.
 """
 
 from __future__ import annotations
@@ -46,9 +46,14 @@ def _bidirectional(built: Condenser, settings: Preset, value: float | None) -> C
     return replace(built, objective=BidirectionalMatching(), warm_up=1)
 
 
-def _bits(built: Condenser, settings: Preset, value: float | None) -> Condenser:
-    bits = 4 if value is None else _whole(value)
-    return replace(built, formation=replace(built.formation, bits=bits))
+def _compress(built: Condenser, settings: Preset, value: float | None) -> Condenser:
+    compression = 10 if value is None else _whole(value)
+    return replace(built, formation=replace(built.formation, compression=compression))
+
+
+def _factor(built: Condenser, settings: Preset, value: float | None) -> Condenser:
+    factor = 1 if value is None else _whole(value)
+    return replace(built, formation=replace(built.formation, factor=factor))
 
 
 def _whole(value: float) -> int:
@@ -63,13 +68,14 @@ MODIFIERS: dict[str, Callable[[Condenser, Preset, float | None], Condenser]] = {
     "representative": _representative,
     "init": _initialised,
     "bidirectional": _bidirectional,
-    "bits": _bits,
+    "compress": _compress,
+    "factor": _factor,
 }
 """Subset matching and its weight, multisize condensation and its period, DREAM+'s components, and
-the bits of a stored value."""
+the images that share the bytes of one, and the crops along its sides."""
 
-_TAKES_VALUE = ("sm", "mdc", "representative", "bits")
-_FOR_ALL = ("bits",)
+_TAKES_VALUE = ("sm", "mdc", "representative", "compress", "factor")
+_FOR_ALL = ("compress", "factor")
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,12 @@ def check_factor(factor: object) -> None:
         )
 
 
-def check_bits(bits: object) -> None:
-    """Raise an ArgumentError unless ``bits`` is 8 or 4."""
-    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in (4, 8):
+def check_compression(compression: object) -> None:
+    """Raise an ArgumentError unless ``compression`` is a whole number of at least 1."""
+    if isinstance(compression, bool) or not isinstance(compression, int) or compression < 1:
         raise ArgumentError(
-            f"`bits` is {bits!r}, but a stored value takes 8 bits, or 4, which fits two images "
-            f"into the bytes of one"
+            f"`compression` must be a whole number of at least 1, but is {compression!r}; "
+            f"1 stores images as they are, 10 fits ten into the bytes of one"
         )
 
 

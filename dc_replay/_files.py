@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from dc_replay._checks import check_bits, check_crops, check_factor, checked_scale, path_of
+from dc_replay._checks import check_compression, check_crops, check_factor, checked_scale, path_of
+from dc_replay._layout import layout_of, read_layers
 from dc_replay._writing import write_whole
 from dc_replay.budgets import Budget, ImagesPerClass, Smallest, TotalBytes, TotalImages
 from dc_replay.errors import MemoryFileError
 
 FORMAT = "dc-replay-memory"
 FORMAT_VERSION = "1"
-WITH_BITS = "2"
-"""The version of files whose values have fewer bits than 8; others stay at the first."""
+COMPRESSED = "2"
+"""The version of files whose images are compressed; others stay at the first."""
 _BUDGETS = (ImagesPerClass, TotalImages, TotalBytes)
 _VERSIONS = {
     "dc-replay": "dc_replay_version",
@@ -41,7 +42,8 @@ class MemoryFile:
         pixels: uint8 ``[images, channels, height, width]``, those of each class together.
         counts: Stored images of each class, in order of arrival.
         factor: Crops along each side of a stored image.
-        bits: Bits of each value; see :class:`~dc_replay.formation.Formation`.
+        compression: Images that share the bytes of one; see
+            :class:`~dc_replay.formation.Formation`.
         normalization: The mean and the standard deviation of each channel; None leaves ``[0, 1]``.
         budget: The bound they obey; None if it is of a kind that a file cannot describe.
         recipe: The name of the recipe that made them, possibly empty.
@@ -52,7 +54,7 @@ class MemoryFile:
     pixels: NDArray[np.uint8]
     counts: Mapping[int, int]
     factor: int
-    bits: int = 8
+    compression: int = 1
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
     budget: Budget | None
     recipe: str
@@ -66,7 +68,7 @@ class MemoryFile:
     @property
     def images_per_stored(self) -> int:
         """How many images a network sees of each that is stored."""
-        return 8 // self.bits * self.factor**2
+        return self.compression * self.factor**2
 
     @property
     def image_bytes(self) -> int:
@@ -79,14 +81,14 @@ class MemoryFile:
         return dict(zip(self.counts, np.split(self.pixels, ends[:-1]), strict=True))
 
     def layers_by_class(self) -> dict[int, NDArray[np.uint8]]:
-        """What there is to look at: those images, or with 4 bits the two that each of them holds.
+        """What there is to look at: those images, or with compression all that each of them holds.
 
-        uint8 ``[count, channels, height, width]`` with a full range of values.
+        uint8 ``[count, channels, height, width]``.
         """
-        if self.bits == 8:
+        if self.compression == 1:
             return self.by_class()
         return {
-            label: np.stack([images >> 4, images & 15], axis=1).reshape(-1, *images.shape[1:]) * 17
+            label: read_layers(images, self.compression)
             for label, images in self.by_class().items()
         }
 
@@ -179,8 +181,9 @@ def _serialise(memory: MemoryFile) -> bytes:
         "torch_version": memory.versions.get("torch", "unknown"),
         "safetensors_version": safetensors.__version__,
     }
-    if memory.bits != 8:  # what knows nothing of bits must not take them for whole values
-        metadata |= {"format_version": WITH_BITS, "bits": str(memory.bits)}
+    if memory.compression != 1:  # what knows nothing of it must not take bytes for pixels
+        compression = {"compression": str(memory.compression)}
+        metadata |= {"format_version": COMPRESSED, **compression}
     tensors: dict[str, NDArray[Any]] = {
         "pixels": np.ascontiguousarray(memory.pixels),
         "labels": memory.labels,
@@ -200,10 +203,10 @@ def _check_format(metadata: Mapping[str, str]) -> None:
             f"the metadata `format` is {metadata.get('format')!r}, expected {FORMAT!r}; this is a "
             f"safetensors file, but not one that ExemplarMemory.save wrote"
         )
-    if metadata.get("format_version") not in (FORMAT_VERSION, WITH_BITS):
+    if metadata.get("format_version") not in (FORMAT_VERSION, COMPRESSED):
         raise _Fault(
             f"the metadata `format_version` is {metadata.get('format_version')!r}, but this "
-            f"release reads {FORMAT_VERSION!r} and {WITH_BITS!r}; install the dc-replay that "
+            f"release reads {FORMAT_VERSION!r} and {COMPRESSED!r}; install the dc-replay that "
             f"wrote it"
         )
 
@@ -247,14 +250,17 @@ def _interpret(
     try:
         factor = int(_text(metadata, "factor"))
         check_factor(factor)
-        bits = int(_text(metadata, "bits")) if metadata["format_version"] == WITH_BITS else 8
-        check_bits(bits)
+        compressed = metadata["format_version"] == COMPRESSED
+        compression = int(_text(metadata, "compression")) if compressed else 1
+        check_compression(compression)
         check_crops(factor, *pixels.shape[2:])
+        if compressed:
+            layout_of(pixels, compression)
         scale = None if scale is None else checked_scale(**scale)
         budget = _restore(_json(metadata, "budget"))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise _Fault(
-            f"the metadata `factor`, `bits`, `normalization` or `budget` cannot be used "
+            f"the metadata `factor`, `compression`, `normalization` or `budget` cannot be used "
             f"({error}); {_AGAIN}"
         ) from error
     if scale is not None and len(scale[0]) != pixels.shape[1]:
@@ -266,7 +272,7 @@ def _interpret(
         pixels=pixels,
         counts=dict(zip(classes, counts, strict=True)),
         factor=factor,
-        bits=bits,
+        compression=compression,
         normalization=scale,
         budget=budget,
         recipe=_text(metadata, "recipe"),

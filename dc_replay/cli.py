@@ -126,7 +126,7 @@ def export(file: _File, out: _Folder, /) -> None:
             with suppress(OSError):
                 out.rmdir()
         raise
-    images = len(memory.pixels) * 8 // memory.bits
+    images = len(memory.pixels) * memory.compression
     print(f"{'images':<14} {images:,} of {len(memory.counts):,} classes")
     print(f"{'written to':<14} {_plain(str(out))}")
 
@@ -174,8 +174,8 @@ def _facts(memory: _files.MemoryFile, file_bytes: int) -> dict[str, str]:
         "per class": _sizes(memory.counts),
         "image shape": f"{channels} x {height} x {width} (channels, height, width)",
         "factor": f"{memory.factor}, so {decoded} decoded of each stored image"
-        if memory.bits == 8
-        else f"{memory.factor}, with {memory.bits} bits to a value: {decoded} decoded of each "
+        if memory.compression == 1
+        else f"{memory.factor}, with compression {memory.compression}: {decoded} decoded of each "
         f"stored image",
         "bytes": f"{memory.pixels.nbytes:,} of pixels, {file_bytes:,} of the file",
         "normalization": "none" if scale is None else f"mean {scale[0]}, std {scale[1]}",
@@ -192,7 +192,7 @@ def _draw(memory: _files.MemoryFile, path: Path) -> str:
         raise ArgumentError(f"`--image` is {path}; name a file that ends in .png")
     sheet = pictures.sheet(memory.layers_by_class())
     _writing.write_whole(path, sheet.png, name="--image")
-    counts = [8 // memory.bits * count for count in memory.counts.values()]
+    counts = [memory.compression * count for count in memory.counts.values()]
     said = [f"{_plain(str(path))}, a row for each class"]
     if len(counts) > sheet.rows:
         said.append(f"the first {sheet.rows} of {len(counts):,} classes")

@@ -151,7 +151,7 @@ class Condenser:
 
     @property
     def stores_raw_images(self) -> bool:
-        """Whether what is stored are real images as they are, or rounded to fewer bits."""
+        """Whether what is stored are real images of full size, as they are or compressed."""
         return self.objective is None and self.formation.factor == 1
 
     def condense(
@@ -245,7 +245,7 @@ class Condenser:
                 f"`labels` must be int64 of shape [{len(images)}], one for each image, but is "
                 f"{labels.dtype} of shape {list(labels.shape)}"
             )
-        self.formation.check(images.shape[2], images.shape[3])
+        self.formation.check(*images.shape[1:])
         kept: Tensor | HostImages = images
         if device is not None:
             on_host = images.device.type == "cpu"
@@ -329,18 +329,18 @@ class Condenser:
             shape = self.formation.open_shape(channels, height, width)
             pixels = [real.scale.mean.new_zeros((n, *shape)) for n in counts]
 
-        def result(**history: list[Any]) -> Condensed:
-            real.share.complete(pixels)
+        def result(stored: list[Tensor], **history: list[Any]) -> Condensed:
             labels = torch.tensor(real.labels, device=real.images.device)
             exemplars = Exemplars(
-                torch.cat([self.formation.store(p) for p in pixels]),
+                torch.cat(stored),
                 labels.repeat_interleave(torch.tensor(counts, device=labels.device)),
             )
             before = 0.0 if file is None else file.seconds_before
             return Condensed(exemplars, history, before)
 
         if functions.match is None:
-            return result()
+            real.share.complete(pixels)
+            return result([self.formation.store(images) for images in pixels])
         optimisation = Optimisation(
             pixels,
             match=functions.match,
@@ -371,11 +371,11 @@ class Condenser:
                     bar.update(pace.share * pace.total - bar.n)
             except DivergedError as error:
                 if optimisation.distances:  # else these are the images that it began with
-                    error.condensed = result(**optimisation.history)
+                    error.condensed = result(optimisation.stored(), **optimisation.history)
                 raise
         if file is not None and not finished_before:
             file.try_to_save(optimisation.state())
-        return result(**optimisation.history)
+        return result(optimisation.stored(), **optimisation.history)
 
     def _initial(self, real: RealImages, counts: list[int], apprentice: Apprentice) -> list[Tensor]:
         generator = apprentice.generator

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dc_replay._checks import check_bits, check_crops, check_factor
+from dc_replay._checks import check_compression, check_crops, check_factor
+from dc_replay._layout import layout
+from dc_replay.coding import TransformCode, transform_code
 from dc_replay.errors import ArgumentError
 from dc_replay.pixels import dequantise, quantise
 
@@ -22,12 +24,12 @@ class Formation:
     factor does not divide a side, the stored image is extended with mid-grey first. ``factor=1``
     stores images as they are.
 
-    With ``bits=4`` a stored image holds twice as many, in two *layers*: one in the upper and one in
-    the lower half of each byte, each value rounded to one of 16. It takes no more bytes.
+    With a ``compression`` of ``n`` the bytes of a stored image hold ``n`` *layers*, each of which
+    is such an image in transform code (see :mod:`dc_replay.coding`). It takes no more bytes.
 
     There are three forms. *Stored*: bytes ``[count, channels, height, width]``, what a memory
-    keeps. *Open*: numbers in ``[0, 1]``, ``[count, layers * channels, height, width]``, what is
-    optimised. *Decoded*: what a network sees.
+    keeps. *Open*: numbers in ``[0, 1]``, ``[count, compression * channels, height, width]``,
+    what is optimised. *Decoded*: what a network sees.
 
     Decoded images come *image-major*: those of stored image 0, layer by layer and row by row, then
     those of image 1. So the first ``n * images_per_stored`` decoded images depend on the first
@@ -38,76 +40,99 @@ class Formation:
 
     Attributes:
         factor: Crops along each side of a stored image, at least 1.
-        bits: Bits of each stored value, 8 or 4.
+        compression: How many images share the bytes of one, at least 1. An image of 3x32x32 bytes
+            loses what the eye hardly sees up to about 10.
 
     Raises:
         ArgumentError: If one of them is something else.
     """
 
     factor: int = 2
-    bits: int = 8
+    compression: int = 1
 
     def __post_init__(self) -> None:
         check_factor(self.factor)
-        check_bits(self.bits)
-
-    @property
-    def layers(self) -> int:
-        """Images that share the bytes of one: 2 with 4 bits, else 1."""
-        return 8 // self.bits
+        check_compression(self.compression)
 
     @property
     def images_per_stored(self) -> int:
         """How many decoded images one stored image holds."""
-        return self.layers * self.factor**2
+        return self.compression * self.factor**2
 
     def open_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         """The shape of one open image, given that of a decoded one."""
-        return self.layers * channels, height, width
+        return self.compression * channels, height, width
 
     def store(self, images: Tensor) -> Tensor:
         """Turn open images into bytes; values outside of ``[0, 1]`` are clamped.
 
         Args:
-            images: Floating-point images ``[count, layers * channels, height, width]``.
+            images: Floating-point images ``[count, compression * channels, height, width]``.
 
         Returns:
             uint8 ``[count, channels, height, width]``.
         """
-        if self.layers == 1:
+        if self.compression == 1:
             return quantise(images)
-        upper, lower = (images.clamp(0, 1) * 15).round().to(torch.uint8).chunk(2, dim=1)
-        return (upper << 4) | lower
+        count, _, height, width = images.shape
+        layers = self._layers(images)
+        coded = self._code_of(layers).encode(layers).view(count, -1)
+        whole = layers[0].numel()
+        # What the last layers leave over, which is less than they are, stays 0.
+        return F.pad(coded, (0, whole - coded.shape[1])).view(count, -1, height, width)
 
     def open(self, stored: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Turn bytes into open images of a floating-point type, the inverse of :meth:`store`.
+        """Turn bytes into open images of a floating-point type.
+
+        The inverse of :meth:`store`, but for what compression loses.
 
         Args:
             stored: uint8 ``[count, channels, height, width]``.
             dtype: The type of the result.
 
         Returns:
-            ``[count, layers * channels, height, width]`` in ``[0, 1]``.
+            ``[count, compression * channels, height, width]`` in ``[0, 1]``.
         """
-        if self.layers == 1:
+        if self.compression == 1:
             return dequantise(stored, dtype)
-        return torch.cat([stored >> 4, stored & 15], dim=1).to(dtype) / 15
+        coded = self._coded(stored)
+        images = self._code_of(stored).decode(coded.flatten(0, 1))
+        return images.view(len(stored), -1, *stored.shape[2:]).to(dtype)
 
-    def check(self, height: int, width: int) -> None:
-        """Raise an ArgumentError if the factor would put whole crops outside of such images."""
+    def keep(self, changes: Tensor) -> Tensor:
+        """What of changes to open images can be stored: with compression, not every frequency.
+
+        Args:
+            changes: Floating-point numbers ``[count, compression * channels, height, width]``.
+
+        Returns:
+            Numbers of the same shape.
+        """
+        if self.compression == 1:
+            return changes
+        layers = self._layers(changes)
+        return self._code_of(layers).keep(layers).view_as(changes)
+
+    def check(self, channels: int, height: int, width: int) -> None:
+        """Raise an ArgumentError unless such images can be stored so.
+
+        That is if the factor would put whole crops outside of them, or compression would leave
+        fewer bytes than an image takes.
+        """
         check_crops(self.factor, height, width)
+        if self.compression > 1:
+            layout(channels, height, width, channels * height * width // self.compression)
 
     def decode(self, images: Tensor) -> Tensor:
         """Form the images that a network sees, differentiably.
 
         Args:
-            images: Open images ``[count, layers * channels, height, width]`` in ``[0, 1]``.
+            images: Open images ``[count, compression * channels, height, width]`` in ``[0, 1]``.
 
         Returns:
             ``[count * images_per_stored, channels, height, width]``, image-major.
         """
-        if self.layers > 1:
-            images = images.unflatten(1, (self.layers, -1)).flatten(0, 1)
+        images = self._layers(images)
         if self.factor == 1:
             return images
         crops = self._crops(images).flatten(0, 2)
@@ -117,21 +142,20 @@ class Formation:
         """Form chosen images only: ``decode(open(stored))[index]`` without decoding the rest.
 
         Args:
-            stored: Stored images, uint8 ``[count, channels, height, width]``; with 8 bits, open
-                ones too.
+            stored: Stored images, uint8 ``[count, channels, height, width]``; without compression,
+                open ones too.
             index: int64 positions ``[batch]`` among the decoded images.
 
         Returns:
             Floating-point images ``[batch, channels, height, width]`` in ``[0, 1]``.
         """
-        if self.layers > 1:
-            # Cheap to open, and what is left is the same thing with more stored images.
+        if self.compression > 1:
+            # Only the layers that are asked for, and what is left is the same without compression.
             each = self.factor**2
-            image = torch.div(index, self.images_per_stored, rounding_mode="floor")
-            layer = torch.div(index % self.images_per_stored, each, rounding_mode="floor")
-            bytes_of = stored.index_select(0, image)
-            shift = (4 * (1 - layer)).to(torch.uint8)[:, None, None, None]
-            opened = ((bytes_of >> shift) & 15).to(torch.float32) / 15
+            layer = torch.div(index, each, rounding_mode="floor")
+            opened = self._code_of(stored).decode(
+                self._coded(stored)[layer // self.compression, layer % self.compression]
+            )
             places = torch.arange(len(index), device=index.device) * each + index % each
             return Formation(self.factor)._decode_at(opened, places)
         return self._decode_at(stored, index)
@@ -141,8 +165,8 @@ class Formation:
         # Choosing whole images copies them, where indexing by brackets goes value by value.
         if self.factor == 1:
             return _as_numbers(stored.index_select(0, index))
-        image = torch.div(index, self.images_per_stored, rounding_mode="floor")
-        crop = index % self.images_per_stored
+        image = torch.div(index, self.factor**2, rounding_mode="floor")
+        crop = index % self.factor**2
         row = torch.div(crop, self.factor, rounding_mode="floor")
         height, width = stored.shape[-2:]
         if height % self.factor or width % self.factor:
@@ -174,8 +198,8 @@ class Formation:
             images: Floating-point images ``[count * images_per_stored, channels, height, width]``.
 
         Returns:
-            ``[count, layers * channels, height, width]``. Decoding it gives the images back at the
-            resolution of a crop, in the same order.
+            ``[count, compression * channels, height, width]``. Decoding it gives the images back in
+            the same order, at the resolution of a crop and with the frequencies that are stored.
 
         Raises:
             ArgumentError: If the number of images is not a multiple of ``images_per_stored``.
@@ -184,10 +208,31 @@ class Formation:
             raise ArgumentError(
                 f"`images` holds {len(images)} images, which is not a multiple of the "
                 f"{self.images_per_stored} that a stored image takes at factor {self.factor} and "
-                f"{self.bits} bits; pass images_per_stored images for each stored image"
+                f"compression {self.compression}; pass images_per_stored images for each stored "
+                f"image"
             )
         packed = self._side_by_side(images)
-        return packed.unflatten(0, (-1, self.layers)).flatten(1, 2) if self.layers > 1 else packed
+        if self.compression == 1:
+            return packed
+        return self.keep(packed.unflatten(0, (-1, self.compression)).flatten(1, 2))
+
+    def _layers(self, images: Tensor) -> Tensor:
+        """Each layer of open images as an image."""
+        count, layers, height, width = images.shape
+        channels = layers // self.compression
+        return images.reshape(count * self.compression, channels, height, width)
+
+    def _coded(self, stored: Tensor) -> Tensor:
+        """The bytes of each layer, ``[count, compression, length]``."""
+        length = stored[0].numel() // self.compression
+        used = stored.flatten(1)[:, : self.compression * length]
+        return used.reshape(-1, self.compression, length)
+
+    def _code_of(self, images: Tensor) -> TransformCode:
+        """The code of layers, or of stored images, which are of the same shape."""
+        channels, height, width = images.shape[1:]
+        length = channels * height * width // self.compression
+        return transform_code(channels, height, width, length, images.device)
 
     def _side_by_side(self, images: Tensor) -> Tensor:
         if self.factor == 1:
@@ -206,7 +251,7 @@ class Formation:
     def _crops(self, stored: Tensor) -> Tensor:
         """View as ``[count, factor, factor, channels, crop_height, crop_width]``."""
         count, channels, height, width = stored.shape
-        self.check(height, width)
+        check_crops(self.factor, height, width)
         crop_height, crop_width = self._crop_size(height, width)
         bottom, right = self.factor * crop_height - height, self.factor * crop_width - width
         if bottom or right:

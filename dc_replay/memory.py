@@ -340,7 +340,7 @@ class ExemplarMemory:
             pixels=stored.pixels.cpu().numpy(),
             counts=stored.counts,
             factor=self._formation.factor,
-            bits=self._formation.bits,
+            compression=self._formation.compression,
             normalization=None if scale is None else (scale.mean, scale.std),
             budget=self._budget,
             recipe=self.recipe,
@@ -378,7 +378,7 @@ class ExemplarMemory:
         scale = found.normalization
         memory = cls(
             budget=chosen,
-            formation=Formation(found.factor, found.bits),
+            formation=Formation(found.factor, found.compression),
             normalization=None if scale is None else Normalization(*scale),
             recipe=found.recipe,
         )
@@ -435,7 +435,7 @@ class ExemplarMemory:
                 f"`exemplars` holds images of shape {shape}, but the stored ones are "
                 f"{self.image_shape}; use one memory for each shape"
             )
-        self._formation.check(*shape[1:])
+        self._formation.check(*shape)
         if self._normalization is not None and self._normalization.channels != shape[0]:
             raise ArgumentError(
                 f"`exemplars` holds images of {shape[0]} channels, but `normalization` is for "

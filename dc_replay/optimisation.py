@@ -29,9 +29,9 @@ class PixelStep:
     Attributes:
         lr: Learning rate.
         momentum: Momentum.
-        reference: The number of images per class that ``lr`` is for, a layer of a stored image
-            counting as one; a class with more gets a rate in proportion, because each image then
-            has a smaller share in the mean. None uses ``lr`` as it is.
+        reference: The number of images per class that ``lr`` is for, counting each of those that
+            share the bytes of one; a class with more gets a rate in proportion, because each image
+            then has a smaller share in the mean. None uses ``lr`` as it is.
         final: The share of the rate that is left at the end of the condensation, to which it falls
             linearly. The published methods keep the rate, 1; where steps are few, large ones that
             die away reach further than equal ones.
@@ -61,9 +61,9 @@ class PixelStep:
                 f"to keep it"
             )
 
-    def optimizer(self, pixels: list[Tensor], layers: int = 1) -> torch.optim.SGD:
+    def optimizer(self, pixels: list[Tensor], compression: int = 1) -> torch.optim.SGD:
         """An optimiser over the open images of each class, which have so many layers."""
-        shares = [layers * len(p) / self.reference if self.reference else 1 for p in pixels]
+        shares = [compression * len(p) / self.reference if self.reference else 1 for p in pixels]
         rates = [self.lr * share for share in shares]
         groups = [
             {"params": [p], "lr": rate, "initial_lr": rate}
@@ -188,8 +188,11 @@ class Optimisation:
         self.inner = inner
         self.pace = pace
         self.distances: list[Tensor] = []
-        self._optimizer = step.optimizer(pixels, apprentice.formation.layers)
+        self._optimizer = step.optimizer(pixels, apprentice.formation.compression)
         self._outer = 0
+        # The bytes of each class once it is finished elsewhere: storing them again would, with
+        # compression, change them.
+        self._finished: dict[int, Tensor] = {}
         # The distance, and a number that is finite if all was, of each of this process's classes in
         # each inner iteration with the network of the moment. They are looked at once per network,
         # because a GPU would have to wait for each look.
@@ -243,11 +246,18 @@ class Optimisation:
             {"own": own, "comparison": self.comparison.state(), "pace": self.pace.state()}
         )
 
-    def _stored(self) -> dict[str, Tensor]:
-        """The bytes of each class, an eighth of what pixels and their momentum take."""
+    def stored(self) -> list[Tensor]:
+        """The bytes of each class."""
         self.apprentice.real.share.complete(self.pixels)
         store = self.apprentice.formation.store
-        return {f"stored.{number}": store(images) for number, images in enumerate(self.pixels)}
+        return [
+            self._finished[number] if number in self._finished else store(images)
+            for number, images in enumerate(self.pixels)
+        ]
+
+    def _stored(self) -> dict[str, Tensor]:
+        """The same for a file: an eighth of what pixels and their momentum take."""
+        return {f"stored.{number}": images for number, images in enumerate(self.stored())}
 
     def _moving(self) -> dict[str, Tensor]:
         """The pixels of each class and their momentum."""
@@ -277,6 +287,7 @@ class Optimisation:
             finished = own.tensors.get(f"stored.{number}")
             if finished is not None:
                 stored.copy_(self.apprentice.formation.open(finished))
+                self._finished[number] = finished
                 continue
             stored.copy_(own.tensors[f"pixels.{number}"])
             momentum = own.tensors.get(f"momentum.{number}")
@@ -317,7 +328,7 @@ class Optimisation:
         for position, stored in enumerate(self.pixels):
             matched = found.get(position)
             if matched is not None:
-                stored.grad = matched.slope
+                stored.grad = self.apprentice.formation.keep(matched.slope)
             self.comparison.record(position, nothing if matched is None else matched.prefixes)
         self.comparison.hold(self.pixels)
         self._optimizer.step()

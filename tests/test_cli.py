@@ -556,23 +556,23 @@ def test_it_runs_as_a_module(tmp_path):
     assert done.stderr.startswith("dc-replay: error: ") and done.stderr.count("\n") == 1
 
 
-def test_both_images_in_the_bytes_of_one_are_exported(tmp_path, monkeypatch, run):
+def test_all_images_in_the_bytes_of_one_are_exported(tmp_path, monkeypatch, run):
     monkeypatch.chdir(tmp_path)
-    formation = Formation(1, bits=4)
+    formation = Formation(1, compression=2)
     memory = ExemplarMemory(budget=ImagesPerClass(2), formation=formation)
     pixels = torch.randint(256, (3, 3, 6, 5), dtype=torch.uint8)
     memory.add(Exemplars(pixels, torch.tensor([4, 4, 9])))
     memory.save("memory.safetensors")
     said = run("inspect", "memory.safetensors", "--image", "sheet.png")
     assert said["images"] == "3 stored, 6 decoded"
-    assert said["factor"] == "1, with 4 bits to a value: 2 decoded of each stored image"
+    assert said["factor"] == "1, with compression 2: 2 decoded of each stored image"
     assert run("export", "memory.safetensors", "out")["images"] == "6 of 2 classes"
     decoded = memory.decoded()[0]
     paths = ["4/000.png", "4/001.png", "4/002.png", "4/003.png", "9/000.png", "9/001.png"]
     for path, expected in zip(paths, decoded, strict=True):
         with Image.open(tmp_path / "out" / path) as file:
             shown = np.asarray(file).transpose(2, 0, 1)
-        assert np.array_equal(shown, (expected * 255).round().numpy().astype(np.uint8))
+        assert np.abs(shown - (expected * 255).numpy()).max() <= 0.51  # by another implementation
     assert len(list((tmp_path / "out").rglob("*.png"))) == 6
     run("shrink", "memory.safetensors", "--ipc", "1", "-o", "small.safetensors")
     assert ExemplarMemory.load("small.safetensors").formation == formation

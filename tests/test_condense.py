@@ -1017,14 +1017,14 @@ def test_the_defaults_select_at_random():
     assert condenser.stores_raw_images
 
 
-# Two images in the bytes of one
+# Several images in the bytes of one
 
 
 @pytest.mark.parametrize("name", ["random", "representative", "dc", "idc", "dream_plus"])
-def test_four_bits_condense_twice_the_images(name, tmp_path):
+def test_compression_condenses_as_many_times_the_images(name, tmp_path):
     images, labels = toy((20, 20))
     condenser = small(name, outer=2, inner=2)
-    condenser = replace(condenser, formation=replace(condenser.formation, bits=4))
+    condenser = replace(condenser, formation=replace(condenser.formation, compression=2))
     found = run(condenser, images, labels, quotas=2, checkpoint=tmp_path / "state")
     assert found.exemplars.pixels.shape == (4, 3, 8, 8)
     decoded = condenser.formation.decode(condenser.formation.open(found.exemplars.pixels))
@@ -1032,24 +1032,38 @@ def test_four_bits_condense_twice_the_images(name, tmp_path):
     if condenser.objective is not None:
         start = run(replace(condenser, objective=None), images, labels, quotas=2)
         assert not torch.equal(found.exemplars.pixels, start.exemplars.pixels)
+        # What is finished is not compressed a second time.
         again = run(condenser, images, labels, quotas=2, checkpoint=tmp_path / "state")
         assert torch.equal(found.exemplars.pixels, again.exemplars.pixels)
-    # Both layers show images of the class.
-    halves = decoded.view(4, 2, -1, 3, 8, 8).mean(dim=2)
+    # All layers show images of the class.
+    layers = decoded.view(4, 2, -1, 3, 8, 8).mean(dim=2)
     for label in (0, 1):
         mean = images[labels == label].float().mean(dim=0) / 255
         others = images[labels != label].float().mean(dim=0) / 255
-        for shown in halves[found.exemplars.labels == label].flatten(0, 1):
+        for shown in layers[found.exemplars.labels == label].flatten(0, 1):
             assert (shown - mean).norm() < (shown - others).norm()
 
 
-def test_what_is_optimised_with_four_bits_is_both_layers():
+def test_what_is_optimised_with_compression_is_what_can_be_stored(monkeypatch):
     images, labels = toy((20, 20))
-    plain = small("idc", outer=1, inner=1, pixels=PixelStep(lr=1e-2))
-    four = replace(plain, formation=Formation(2, bits=4))
-    # One step with 8 images of 16 levels each is one step with the 8 images of two stored ones.
-    first = run(four, images, labels, quotas=1)
-    second = run(plain, images, labels, quotas=2)
-    opened = four.formation.open(first.exemplars.pixels).view(4, 3, 8, 8)
-    whole = plain.formation.open(second.exemplars.pixels)
-    assert (opened - whole).abs().max() <= 0.5 / 15 + 0.5 / 255 + 1e-6
+    condenser = small("idc", outer=1, inner=3, pixels=PixelStep(lr=1e-2))
+    code = Formation(2, compression=4)
+    condenser = replace(condenser, formation=code)
+    opened = []
+    store = Formation.store
+
+    def kept(self, images):
+        opened.append(images.clone())
+        return store(self, images)
+
+    monkeypatch.setattr(Formation, "store", kept)
+    run(condenser, images // 2 + 64, labels, quotas=1)  # nothing is clamped
+    moved = torch.cat(opened)
+    opened.clear()
+    run(replace(condenser, objective=None), images // 2 + 64, labels, quotas=1)
+    start = torch.cat(opened)
+    assert (moved - start).abs().max() > 1e-3
+    torch.testing.assert_close(code.keep(start), start, atol=1e-4, rtol=0)
+    torch.testing.assert_close(code.keep(moved), moved, atol=1e-4, rtol=0)
+    # All layers of a class move, and as one step on their own would move them.
+    assert (moved - start).view(2, 4, -1).norm(dim=2).min() > 1e-3

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from dc_replay.coding import transform_code
 from dc_replay.errors import ArgumentError
 from dc_replay.formation import Formation
 from dc_replay.pixels import dequantise
@@ -157,12 +158,12 @@ def test_only_whole_factors_of_at_least_1_are_taken(factor):
 def test_a_factor_with_crops_outside_of_the_image_is_refused(factor, height, width, fits):
     message = f"`factor` is {factor}.*{height}x{width} pixels; .* such as {fits}$"
     for use in (
-        lambda: Formation(factor).check(height, width),
+        lambda: Formation(factor).check(1, height, width),
         lambda: Formation(factor).decode(torch.zeros(1, 1, height, width)),
     ):
         with pytest.raises(ArgumentError, match=message):
             use()
-    Formation(fits).check(height, width)
+    Formation(fits).check(1, height, width)
 
 
 def test_an_incomplete_group_cannot_be_packed():
@@ -180,63 +181,73 @@ def test_coarse_images_are_those_that_storing_would_leave(factor, generator):
     assert formation.coarse(torch.rand(2, 1, 7, 5, generator=generator)).shape == (2, 1, 7, 5)
 
 
-# Two images in the bytes of one
+# Several images in the bytes of one
 
 
-def four_bits(count, shape, seed=0):
-    """Stored bytes, and the two layers that they hold, made number by number."""
-    generator = torch.Generator().manual_seed(seed)
-    levels = torch.randint(16, (count, 2, *shape), generator=generator)
-    stored = torch.zeros((count, *shape), dtype=torch.uint8)
-    for place in range(count):
-        for channel in range(shape[0]):
-            for row in range(shape[1]):
-                for column in range(shape[2]):
-                    upper, lower = levels[place, :, channel, row, column].tolist()
-                    stored[place, channel, row, column] = 16 * upper + lower
-    return stored, levels.float() / 15
+def compressed(formation, count, shape, generator):
+    """Stored bytes, and each image that they hold, by its own code."""
+    length = math.prod(shape) // formation.compression
+    code = transform_code(*shape, length, torch.device("cpu"))
+    layers = torch.rand(count * formation.compression, *shape, generator=generator)
+    stored = torch.zeros(count, math.prod(shape), dtype=torch.uint8)
+    coded = code.encode(layers)
+    for place, data in enumerate(coded):
+        image, layer = divmod(place, formation.compression)
+        stored[image, layer * length : (layer + 1) * length] = data
+    return layers, stored.view(count, *shape), code.decode(coded)
 
 
+@pytest.mark.parametrize("compression", [2, 3, 7])
 @pytest.mark.parametrize(("factor", "channels", "height", "width"), CASES)
-def test_four_bits_hold_two_layers(factor, channels, height, width):
-    formation = Formation(factor, bits=4)
-    stored, layers = four_bits(3, (channels, height, width))
-    opened = formation.open(stored)
-    assert opened.shape[1:] == formation.open_shape(channels, height, width)
-    assert torch.equal(opened, layers.flatten(1, 2))
+def test_compression_puts_one_image_after_the_other(
+    factor, channels, height, width, compression, generator
+):
+    formation = Formation(factor, compression)
+    shape = channels, height, width
+    if math.prod(shape) // compression < 3 * channels:
+        with pytest.raises(ArgumentError, match="cannot be stored in .* bytes.*`compression`"):
+            formation.check(*shape)
+        return
+    formation.check(*shape)
+    layers, stored, expected = compressed(formation, 3, shape, generator)
+    opened = layers.unflatten(0, (3, compression)).flatten(1, 2)
+    assert opened.shape[1:] == formation.open_shape(*shape)
     assert torch.equal(formation.store(opened), stored)
+    found = formation.open(stored)
+    torch.testing.assert_close(found, expected.view(opened.shape))
     # As if each layer were a stored image of its own.
-    expected = Formation(factor).decode(layers.flatten(0, 1))
-    decoded = formation.decode(opened)
-    assert formation.images_per_stored == 2 * factor**2
-    assert torch.equal(decoded, expected)
-    index = torch.randperm(len(decoded), generator=torch.Generator().manual_seed(1))
+    decoded = formation.decode(found)
+    assert formation.images_per_stored == compression * factor**2
+    torch.testing.assert_close(decoded, Formation(factor).decode(expected))
+    index = torch.randperm(len(decoded), generator=generator)
     torch.testing.assert_close(formation.decode_at(stored, index), decoded[index])
     first = formation.decode(formation.open(stored[:2]))
-    assert torch.equal(first, decoded[: 2 * formation.images_per_stored])
-
-
-def test_four_bits_take_the_nearest_of_16_values():
-    values = torch.linspace(-0.2, 1.2, 200).view(1, 2, 1, 100)
-    formation = Formation(1, bits=4)
-    found = formation.open(formation.store(values))
-    assert (found - values.clamp(0, 1)).abs().max() <= 0.5 / 15 + 1e-6
-    assert formation.store(values).shape == (1, 1, 1, 100)
+    torch.testing.assert_close(first, decoded[: 2 * formation.images_per_stored])
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
 def test_packing_fills_one_layer_after_the_other(factor, generator):
-    formation = Formation(factor, bits=4)
+    formation = Formation(factor, compression=3)
     images = torch.rand(2 * formation.images_per_stored, 3, 6, 6, generator=generator)
     packed = formation.pack(images)
-    assert packed.shape == (2, 6, 6, 6)
+    assert packed.shape == (2, 9, 6, 6)
     plain = Formation(factor)
-    assert torch.equal(formation.decode(packed), plain.decode(plain.pack(images)))
-    with pytest.raises(ArgumentError, match="multiple of the .* at factor . and 4 bits"):
+    layers = plain.pack(images).unflatten(0, (2, 3)).flatten(1, 2)
+    torch.testing.assert_close(packed, formation.keep(layers))
+    with pytest.raises(ArgumentError, match="multiple of the .* at factor . and compression 3"):
         formation.pack(images[1:])
 
 
-@pytest.mark.parametrize("bits", [0, 1, 2, 16, 4.0, "4", True, None])
-def test_only_8_and_4_bits_are_taken(bits):
-    with pytest.raises(ArgumentError, match="`bits` is .*8 bits, or 4"):
-        Formation(2, bits=bits)
+def test_changes_are_kept_where_they_can_be_stored(generator):
+    changes = torch.randn(2, 18, 8, 8, generator=generator)
+    assert Formation(2).keep(changes) is changes
+    code = transform_code(3, 8, 8, 32, torch.device("cpu"))
+    expected = code.keep(changes.view(12, 3, 8, 8)).view(2, 18, 8, 8)
+    torch.testing.assert_close(Formation(2, compression=6).keep(changes), expected)
+    assert (changes - expected).norm() > 0.1
+
+
+@pytest.mark.parametrize("compression", [0, -1, 2.0, "4", True, None])
+def test_compression_is_a_whole_number(compression):
+    with pytest.raises(ArgumentError, match="`compression` must be a whole number"):
+        Formation(2, compression=compression)

@@ -730,19 +730,29 @@ def test_a_header_that_contradicts_the_data_is_refused(path, old, new):
             {"format_version": "3"},
             r"`format_version` is '3', but this release reads '1' and '2'",
         ),
-        ({"format_version": "2"}, "the metadata has no `bits`"),
-        ({"format_version": "2", "bits": "5"}, r"`bits`.* cannot be used \(`bits` is 5, but"),
-        ({"format_version": "2", "bits": "4.0"}, "`bits`.* cannot be used"),
+        ({"format_version": "2"}, "the metadata has no `compression`"),
+        (
+            {"format_version": "2", "compression": "0"},
+            r"`compression`.* cannot be used \(`compression` must be",
+        ),
+        (
+            {"format_version": "2", "compression": "1000"},
+            r"`compression`.* cannot be used \(an image of .* cannot be stored in",
+        ),
+        ({"format_version": "2", "compression": "4.0"}, "`compression`.* cannot be used"),
         ({"factor": None}, r"the metadata has no `factor`; the file is damaged or was edited"),
         ({"recipe": None}, r"the metadata has no `recipe`"),
         ({"counts": None}, r"the metadata has no `counts`"),
         (
             {"factor": "two"},
-            r"`factor`, `bits`, `normalization` or `budget` cannot be used \(invalid lit",
+            r"`factor`, `compression`, `normalization` or `budget` cannot be used \(invalid lit",
         ),
         ({"factor": "0"}, r"cannot be used \(`factor` must be a whole number"),
         ({"factor": "99"}, r"cannot be used \(`factor` is 99, which leaves whole crops outside"),
-        ({"factor": "9" * 5000}, r"`factor`, `bits`, `normalization` or `budget` cannot be used"),
+        (
+            {"factor": "9" * 5000},
+            r"`factor`, `compression`, `normalization` or `budget` cannot be used",
+        ),
         ({"classes": "[0"}, r"`classes` is '\[0', expected JSON"),
         ({"classes": "[" * 100_000}, r"`classes` is '\[+', expected JSON"),
         ({"classes": "[]"}, r"`classes` is \[\], expected a list of whole numbers, not empty"),
@@ -808,8 +818,8 @@ def test_tensors_of_another_kind_are_refused(path, changes, message):
         ExemplarMemory.load(path)
 
 
-def test_four_bits_are_saved_and_come_back(tmp_path):
-    formation = Formation(2, bits=4)
+def test_compression_is_saved_and_comes_back(tmp_path):
+    formation = Formation(2, compression=2)
     memory = ExemplarMemory(budget=TotalBytes(10 * 3 * 64), formation=formation)
     pixels = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8, generator=seeded(0))
     memory.add(Exemplars(pixels, torch.tensor([0, 0, 0, 1, 1, 1])))

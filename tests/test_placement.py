@@ -68,7 +68,9 @@ def test_only_what_is_asked_for_is_brought_over(monkeypatch):
     assert brought and max(brought) <= 64
 
 
-@pytest.mark.parametrize("formation", [Formation(1), Formation(2), Formation(3, bits=4)], ids=str)
+@pytest.mark.parametrize(
+    "formation", [Formation(1), Formation(2), Formation(3, compression=2)], ids=str
+)
 def test_exemplars_that_are_brought_over_are_the_same(formation):
     pixels, labels = toy()
     stored = Exemplars(pixels[::2], labels[::2])

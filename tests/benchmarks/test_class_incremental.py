@@ -24,6 +24,7 @@ from dc_replay import (
 from dc_replay.checkpoints import Checkpoint
 from dc_replay.networks import ConvNet
 from dc_replay.optimisation import Optimisation
+from dc_replay.pixels import quantise
 from strategies import WITHOUT_RECIPE
 
 FIELDS = {
@@ -251,7 +252,7 @@ def test_a_reservoir_is_always_full_and_needs_a_total(tmp_path: Path) -> None:
         main(smoke(tmp_path / "more", budget="total-images:8", **options), "x")
 
 
-def test_both_images_in_the_bytes_of_one_are_drawn(tmp_path: Path) -> None:
+def test_all_images_in_the_bytes_of_one_are_drawn(tmp_path: Path) -> None:
     from benchmarks import class_incremental
 
     drawn = {}
@@ -261,11 +262,11 @@ def test_both_images_in_the_bytes_of_one_are_drawn(tmp_path: Path) -> None:
         )
         main(smoke(tmp_path, methods="random"), "x")
         drawn.clear()
-        main(smoke(tmp_path, methods="random+bits=4"), "x")
-    assert drawn["random"].shape[1] == 2 and drawn["random+bits=4"].shape[1] == 4
-    # Images that are rounded, and not two that lie over one another.
-    coarse = drawn["random+bits=4"].float()
-    assert (coarse / 17 - (coarse / 17).round()).abs().max() < 1e-4
+        main(smoke(tmp_path, methods="random+compress=3"), "x")
+    assert drawn["random"].shape[1] == 2 and drawn["random+compress=3"].shape[1] == 6
+    memory = ExemplarMemory.load(tmp_path / "memories" / "random+compress=3.safetensors")
+    expected = quantise(memory.decoded(normalised=False)[0])
+    assert torch.equal(drawn["random+compress=3"].flatten(0, 1), expected[: 6 * 10])
 
 
 @pytest.mark.filterwarnings("ignore:multisize condensation does nothing:UserWarning")

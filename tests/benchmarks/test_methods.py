@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.methods import MODIFIERS, method
 from benchmarks.presets import PRESETS, network_factory
-from dc_replay import ArgumentError, Multisize, SubsetMatching
+from dc_replay import ArgumentError, Formation, Multisize, SubsetMatching
 from dc_replay.objectives import BidirectionalMatching
 from dc_replay.sampling import Representative
 from dc_replay.selection import ClusterCentres
@@ -42,6 +42,13 @@ def test_all_of_its_components_make_idc_dream_plus() -> None:
     assert build("idc+representative=256", "fast").sampler == Representative(256)
 
 
+def test_what_is_stored_can_be_changed_for_every_recipe() -> None:
+    assert build("herding+compress").formation == Formation(1, compression=10)
+    assert build("dream_plus+compress=4").formation == Formation(2, compression=4)
+    assert build("dream_plus+factor+compress=8").formation == Formation(1, compression=8)
+    assert build("representative+factor=3").formation == Formation(3)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -55,6 +62,8 @@ def test_all_of_its_components_make_idc_dream_plus() -> None:
         ("idc+sm=-1", "`weight` is -1.0"),
         ("idc+init=2", "'init' takes no value"),
         ("herding+mdc", "herding optimises nothing"),
+        ("herding+compress=0", "`compression` must be a whole number of at least 1, but is 0"),
+        ("herding+compress=2.5", "its value is 2.5, but must be a whole number"),
     ],
 )
 def test_unknown_names(name: str, message: str) -> None:
