@@ -1,7 +1,8 @@
 """The methods of the literature as condensers, ready to use or to change with ``replace``.
 
-Every recipe takes ``factor`` (crops along each side of a stored image) and returns a
-:class:`~dc_replay.condense.Condenser`. Recipes that optimise also take
+Every recipe takes ``factor`` (crops along each side of a stored image) and ``compression`` (images
+that share the bytes of one), and returns a :class:`~dc_replay.condense.Condenser`. Recipes that
+optimise also take
 
 * ``network``: builds a matching network for a number of classes; a ConvNet of width 128 where None,
 * ``outer``: matching networks, one after the other,
@@ -47,53 +48,71 @@ _ONE_OF_SIX = Augmentation(one_of=(Flip(), Color(), Crop(), Scale(), Rotate(), C
 
 
 def _selecting(
-    name: str, selection: Selection, factor: int, network: NetworkFactory | None
+    name: str, selection: Selection, factor: int, compression: int, network: NetworkFactory | None
 ) -> Condenser:
-    return Condenser(name=name, formation=Formation(factor), selection=selection, network=network)
+    return Condenser(
+        name=name, formation=Formation(factor, compression), selection=selection, network=network
+    )
 
 
-def random(*, factor: int = 1, network: NetworkFactory | None = None) -> Condenser:
-    """Random images of each class. With ``factor=1`` these are unmodified raw images."""
-    return _selecting("random", RandomImages(), factor, network)
+def random(
+    *, factor: int = 1, compression: int = 1, network: NetworkFactory | None = None
+) -> Condenser:
+    """Random images of each class. With the defaults these are unmodified raw images."""
+    return _selecting("random", RandomImages(), factor, compression, network)
 
 
 def herding(
-    *, factor: int = 1, network: NetworkFactory | None = None, epochs: int = 10
+    *,
+    factor: int = 1,
+    compression: int = 1,
+    network: NetworkFactory | None = None,
+    epochs: int = 10,
 ) -> Condenser:
     """Images whose running mean of features follows the class's (iCaRL, CVPR 2017).
 
-    With ``factor=1`` these are unmodified raw images. ``epochs`` is how long the network that
+    With the defaults these are unmodified raw images. ``epochs`` is how long the network that
     yields the features trains on the experience.
     """
-    return _selecting("herding", Herding(epochs), factor, network)
+    return _selecting("herding", Herding(epochs), factor, compression, network)
 
 
 def k_center(
-    *, factor: int = 1, network: NetworkFactory | None = None, epochs: int = 10
+    *,
+    factor: int = 1,
+    compression: int = 1,
+    network: NetworkFactory | None = None,
+    epochs: int = 10,
 ) -> Condenser:
     """Images that cover the class's features greedily (Sener and Savarese, ICLR 2018).
 
-    With ``factor=1`` these are unmodified raw images. ``epochs`` as for :func:`herding`.
+    With the defaults these are unmodified raw images. ``epochs`` as for :func:`herding`.
     """
-    return _selecting("k_center", KCenter(epochs), factor, network)
+    return _selecting("k_center", KCenter(epochs), factor, compression, network)
 
 
 def forgetting(
-    *, factor: int = 1, network: NetworkFactory | None = None, epochs: int = 10
+    *,
+    factor: int = 1,
+    compression: int = 1,
+    network: NetworkFactory | None = None,
+    epochs: int = 10,
 ) -> Condenser:
     """Images that are forgotten most often in training (Toneva et al., ICLR 2019).
 
-    With ``factor=1`` these are unmodified raw images. ``epochs`` is how long forgetting is counted.
+    With the defaults these are unmodified raw images. ``epochs`` is how long forgetting is counted.
     """
-    return _selecting("forgetting", Forgetting(epochs), factor, network)
+    return _selecting("forgetting", Forgetting(epochs), factor, compression, network)
 
 
-def representative(*, factor: int = 2, network: NetworkFactory | None = None) -> Condenser:
+def representative(
+    *, factor: int = 2, compression: int = 1, network: NetworkFactory | None = None
+) -> Condenser:
     """Images nearest to the centres of k-means clusters, packed, and not optimised.
 
     This is where DREAM starts from, and so what its optimisation must beat.
     """
-    return _selecting("representative", ClusterCentres(), factor, network)
+    return _selecting("representative", ClusterCentres(), factor, compression, network)
 
 
 def _published_loops(ipc: int) -> tuple[int, int]:
@@ -109,6 +128,7 @@ def _dc_like(
     matching: Augmentation,
     network: NetworkFactory | None,
     factor: int,
+    compression: int,
     ipc: int,
     outer: int,
     inner: int | None,
@@ -117,7 +137,7 @@ def _dc_like(
     steps, epochs = _published_loops(ipc)
     return Condenser(
         name=name,
-        formation=Formation(factor),
+        formation=Formation(factor, compression),
         objective=GradientMatching(error=cosine_distance, convolutions_only=False),
         sampler=Uniform(256),
         augment=matching,
@@ -136,6 +156,7 @@ def _dc_like(
 def dc(
     *,
     factor: int = 1,
+    compression: int = 1,
     network: NetworkFactory | None = None,
     ipc: int = 20,
     outer: int = 1000,
@@ -148,12 +169,13 @@ def dc(
     epochs on the synthetic images after each: (1, 1) at 1 image per class, (10, 50) at 10,
     (20, 25) at 20 and (50, 10) at 50. ``outer=1000`` is the published number.
     """
-    return _dc_like("dc", Augmentation(), network, factor, ipc, outer, inner, seconds)
+    return _dc_like("dc", Augmentation(), network, factor, compression, ipc, outer, inner, seconds)
 
 
 def dsa(
     *,
     factor: int = 1,
+    compression: int = 1,
     network: NetworkFactory | None = None,
     ipc: int = 20,
     outer: int = 1000,
@@ -164,12 +186,13 @@ def dsa(
 
     One of its six augmentations is drawn in each step. Arguments as for :func:`dc`.
     """
-    return _dc_like("dsa", _ONE_OF_SIX, network, factor, ipc, outer, inner, seconds)
+    return _dc_like("dsa", _ONE_OF_SIX, network, factor, compression, ipc, outer, inner, seconds)
 
 
 def dm(
     *,
     factor: int = 1,
+    compression: int = 1,
     network: NetworkFactory | None = None,
     outer: int = 20_000,
     inner: int = 1,
@@ -181,7 +204,7 @@ def dm(
     """
     return Condenser(
         name="dm",
-        formation=Formation(factor),
+        formation=Formation(factor, compression),
         objective=FeatureMatching(),
         sampler=Uniform(256),
         augment=_ONE_OF_SIX,
@@ -198,6 +221,7 @@ def dm(
 def idc(
     *,
     factor: int = 2,
+    compression: int = 1,
     network: NetworkFactory | None = None,
     outer: int = 60,
     inner: int = 100,
@@ -210,7 +234,7 @@ def idc(
     """
     return Condenser(
         name="idc",
-        formation=Formation(factor),
+        formation=Formation(factor, compression),
         objective=GradientMatching(),
         network=network,
         update=OnReal(2000),
@@ -222,6 +246,7 @@ def idc(
 
 def idc_i(
     *,
+    compression: int = 1,
     network: NetworkFactory | None = None,
     outer: int = 60,
     inner: int = 100,
@@ -229,13 +254,22 @@ def idc_i(
 ) -> Condenser:
     """IDC-I: IDC without multi-formation. Arguments as for :func:`idc`."""
     return replace(
-        idc(factor=1, network=network, outer=outer, inner=inner, seconds=seconds), name="idc_i"
+        idc(
+            factor=1,
+            compression=compression,
+            network=network,
+            outer=outer,
+            inner=inner,
+            seconds=seconds,
+        ),
+        name="idc_i",
     )
 
 
 def dream(
     *,
     factor: int = 2,
+    compression: int = 1,
     network: NetworkFactory | None = None,
     outer: int = 60,
     inner: int = 100,
@@ -247,7 +281,7 @@ def dream(
     """
     return Condenser(
         name="dream",
-        formation=Formation(factor),
+        formation=Formation(factor, compression),
         selection=ClusterCentres(),
         objective=GradientMatching(),
         sampler=Representative(128),
@@ -263,6 +297,7 @@ def dream(
 def dream_plus(
     *,
     factor: int = 2,
+    compression: int = 1,
     network: NetworkFactory | None = None,
     outer: int = 60,
     inner: int = 100,
@@ -272,7 +307,14 @@ def dream_plus(
 
     Published with ``outer=1200``; IDC's accuracy is claimed after 60.
     """
-    base = dream(factor=factor, network=network, outer=outer, inner=inner, seconds=seconds)
+    base = dream(
+        factor=factor,
+        compression=compression,
+        network=network,
+        outer=outer,
+        inner=inner,
+        seconds=seconds,
+    )
     return replace(base, name="dream_plus", objective=BidirectionalMatching())
 
 

@@ -162,6 +162,8 @@ def test_every_recipe_takes_its_arguments_by_name_alone(name):
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters)
     if name != "idc_i":
         assert build(factor=3).formation == Formation(3)
+    own = condenser.formation.factor
+    assert build(compression=4).formation == Formation(own, compression=4)
     if name in OPTIMISING:
         changed = build(outer=5, inner=7)
         assert (changed.outer, changed.inner) == (5, 7)
@@ -183,6 +185,8 @@ def test_an_unknown_recipe_is_an_error_that_names_the_known_ones(name):
 def test_unusable_arguments_are_refused(name):
     with pytest.raises(ArgumentError, match="`factor` must be a whole number of at least 1"):
         RECIPES[name](factor=0)
+    with pytest.raises(ArgumentError, match="`compression` must be a whole number of at least 1"):
+        RECIPES[name](compression=0)
     if name in OPTIMISING:
         with pytest.raises(ArgumentError, match="`outer` is 0"):
             RECIPES[name](outer=0)
