@@ -41,7 +41,7 @@ _REPLAYED = (
     "herding",
     "dream_plus+mdc",
     "herding+compress=10",
-    "dream_plus+mdc+compress=10",
+    "dream_plus+factor=1+compress=8+mdc",
     "stock_reservoir",
     "stock_herding",
     "representative",
@@ -88,7 +88,7 @@ TABLES: dict[str, dict[str, Table]] = {
         "balanced_500": _replay(500, **_BALANCED),
         "balanced_2000": _replay(2000, **_BALANCED),
         "memory_only": Table(
-            (*_REAL, *_CONDENSED, "herding+compress=10", "dream_plus+compress=10")
+            (*_REAL, *_CONDENSED, "herding+compress=10", "dream_plus+factor=1+compress=4")
         ),
     },
     # The published settings, but for the number of matching networks.
