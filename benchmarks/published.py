@@ -33,19 +33,20 @@ PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
 """Test accuracy in percent after each step, by the network that is trained and the exemplars."""
 
 
-def published_table(results: Path, *, scales: dict[str, dict[str, str]]) -> Table:
+def published_table(results: Path, *, scales: dict[str, dict[str, tuple[str, ...]]]) -> Table:
     """Published, and measured at each scale, side by side.
 
     Args:
         results: The folder of committed results.
-        scales: For each scale the folder in ``results`` of each network's comparison.
+        scales: For each scale the folders in ``results`` of each network's comparisons; a method
+            that is in several is taken from the first.
 
     Returns:
         A header, and a line for each network and method; a dash where there is nothing.
     """
     found = {
-        scale: {network: _methods(results / folder) for network, folder in folders.items()}
-        for scale, folders in scales.items()
+        scale: {network: _merged(results, folders) for network, folders in by_network.items()}
+        for scale, by_network in scales.items()
     }
     lines = []
     for network, curves in PUBLISHED.items():
@@ -57,6 +58,13 @@ def published_table(results: Path, *, scales: dict[str, dict[str, str]]) -> Tabl
             curve = curves.get(method)
             lines.append((network, method, "–" if curve is None else _curve(curve), *cells))
     return ("network", "exemplars", "published", *scales), lines
+
+
+def _merged(results: Path, folders: tuple[str, ...]) -> dict[str, tuple[Comparison, Summary]]:
+    found: dict[str, tuple[Comparison, Summary]] = {}
+    for folder in folders:
+        found = {**_methods(results / folder), **found}
+    return found
 
 
 def _methods(folder: Path) -> dict[str, tuple[Comparison, Summary]]:

@@ -81,10 +81,11 @@ def check_factor(factor: object) -> None:
 
 
 def check_compression(compression: object) -> None:
-    """Raise an ArgumentError unless ``compression`` is a whole number of at least 1."""
-    if isinstance(compression, bool) or not isinstance(compression, int) or compression < 1:
+    """Raise an ArgumentError unless ``compression`` is a whole number from 1 to 256."""
+    kind = isinstance(compression, int) and not isinstance(compression, bool)
+    if not kind or compression not in range(1, 257):
         raise ArgumentError(
-            f"`compression` must be a whole number of at least 1, but is {compression!r}; "
+            f"`compression` must be a whole number from 1 to 256, but is {compression!r}; "
             f"1 stores images as they are, 10 fits ten into the bytes of one"
         )
 

@@ -80,17 +80,19 @@ class MemoryFile:
         ends = np.cumsum(list(self.counts.values()))
         return dict(zip(self.counts, np.split(self.pixels, ends[:-1]), strict=True))
 
-    def layers_by_class(self) -> dict[int, NDArray[np.uint8]]:
-        """What there is to look at: those images, or with compression all that each of them holds.
+    def layers(self, stored: NDArray[np.uint8], most: int | None = None) -> NDArray[np.uint8]:
+        """What there is to look at: stored images, or with compression those that they hold.
 
-        uint8 ``[count, channels, height, width]``.
+        Args:
+            stored: Some of the stored images, uint8 ``[count, channels, height, width]``.
+            most: Decode no more than so many.
+
+        Returns:
+            uint8 ``[images, channels, height, width]``.
         """
         if self.compression == 1:
-            return self.by_class()
-        return {
-            label: read_layers(images, self.compression)
-            for label, images in self.by_class().items()
-        }
+            return stored[:most]
+        return read_layers(stored, self.compression, most)
 
     def quotas(self, budget: Budget) -> dict[int, int]:
         """What a budget leaves each class; see :meth:`~dc_replay.budgets.Budget.quotas`."""
@@ -253,6 +255,8 @@ def _interpret(
         compressed = metadata["format_version"] == COMPRESSED
         compression = int(_text(metadata, "compression")) if compressed else 1
         check_compression(compression)
+        if compressed and compression == 1:
+            raise ValueError("`compression` is 1, which is of the other version")
         check_crops(factor, *pixels.shape[2:])
         if compressed:
             layout_of(pixels, compression)

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
 
+# The transform is a matrix of side by side, and the allocation sorts eight numbers for each value.
+_LARGEST_SIDE = 2048
+_MOST_VALUES = 2**22
 _COLOUR_SHARE = 0.06
 _TO_PLANES = (
     (0.299, 0.587, 0.114),
@@ -79,6 +82,11 @@ class Layout:
 
     def read(self, stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Decode bytes ``[count, length]`` to uint8 images of this shape, count first."""
+        at_once = max(1, _MOST_VALUES // math.prod(self.shape))
+        parts = [stored[first : first + at_once] for first in range(0, len(stored), at_once)]
+        return np.concatenate([self._read(part) for part in parts])
+
+    def _read(self, stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
         channels, height, width = self.shape
         following = np.minimum(self.byte + 1, self.length - 1)
         windows = stored[:, self.byte].astype(np.int64) << 8 | stored[:, following]
@@ -101,8 +109,13 @@ def layout(channels: int, height: int, width: int, length: int) -> Layout:
     """The layout of images of so many bytes.
 
     Raises:
-        ArgumentError: If so few bytes cannot hold such an image.
+        ArgumentError: If the images are too large, or so few bytes cannot hold one.
     """
+    if max(height, width) > _LARGEST_SIDE or channels * height * width > _MOST_VALUES:
+        raise ArgumentError(
+            f"images of {channels}x{height}x{width} are too large for transform code, which takes "
+            f"sides of at most {_LARGEST_SIDE} and {_MOST_VALUES:,} values; use `compression` 1"
+        )
     if length < 3 * channels:
         raise ArgumentError(
             f"an image of {channels}x{height}x{width} cannot be stored in {length} bytes, of which "
@@ -147,19 +160,22 @@ def layout_of(stored: Tensor | NDArray[np.uint8], compression: int) -> Layout:
     return layout(channels, height, width, channels * height * width // compression)
 
 
-def read_layers(stored: NDArray[np.uint8], compression: int) -> NDArray[np.uint8]:
-    """Decode all images that share the bytes of stored ones.
+def read_layers(
+    stored: NDArray[np.uint8], compression: int, most: int | None = None
+) -> NDArray[np.uint8]:
+    """Decode the images that share the bytes of stored ones.
 
     Args:
-        stored: Stored images, uint8 ``[count, channels, height, width]``.
+        stored: Stored images, uint8 ``[count, channels, height, width]``, at least one.
         compression: How many images share the bytes of one.
+        most: Stop after so many.
 
     Returns:
-        uint8 ``[count * compression, channels, height, width]``.
+        uint8 ``[count * compression, channels, height, width]``, or the first of them.
     """
     found = layout_of(stored, compression)
     used = stored.reshape(len(stored), -1)[:, : compression * found.length]
-    return found.read(used.reshape(-1, found.length))
+    return found.read(used.reshape(-1, found.length)[:most])
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -99,7 +100,7 @@ def shrink(
 
 @app.command
 def export(file: _File, out: _Folder, /) -> None:
-    """Write the stored images as PNG files, in one folder per class.
+    """Write the stored images as PNG files, in one folder per class; compressed ones decoded.
 
     Example: dc-replay export memory.safetensors images
 
@@ -190,7 +191,13 @@ def _draw(memory: _files.MemoryFile, path: Path) -> str:
     """Write the sheet, and say how it shows the images."""
     if path.suffix.lower() != ".png":
         raise ArgumentError(f"`--image` is {path}; name a file that ends in .png")
-    sheet = pictures.sheet(memory.layers_by_class())
+    first = islice(memory.by_class().items(), pictures.ROWS)
+    most = pictures.COLUMNS  # a small file may hold thousands
+    tiles = {
+        label: memory.layers(images[: -(-most // memory.compression)], most)
+        for label, images in first
+    }
+    sheet = pictures.sheet(tiles)
     _writing.write_whole(path, sheet.png, name="--image")
     counts = [memory.compression * count for count in memory.counts.values()]
     said = [f"{_plain(str(path))}, a row for each class"]
@@ -217,12 +224,12 @@ def _check_folder(out: Path) -> None:
 
 
 def _write_images(memory: _files.MemoryFile, out: Path) -> None:
-    by_class = memory.layers_by_class()
-    digits = max(3, len(str(max(map(len, by_class.values())) - 1)))
-    for label, images in by_class.items():
+    digits = max(3, len(str(max(memory.counts.values()) * memory.compression - 1)))
+    for label, images in memory.by_class().items():
         folder = out / str(label)
         folder.mkdir()
-        for place, image in enumerate(images):
+        each = (layer for place in range(len(images)) for layer in memory.layers(images[[place]]))
+        for place, image in enumerate(each):
             (folder / f"{place:0{digits}}.png").write_bytes(pictures.png(image))
 
 

@@ -48,15 +48,20 @@ class TransformCode:
         Returns:
             uint8 ``[count, length]``.
         """
+        with _exactly(images):
+            return self._encode(images)
+
+    def _encode(self, images: Tensor) -> Tensor:
         coefficients = self._coefficients(images.detach().clamp(0, 1).to(self.rows.dtype) - 0.5)
         mean = coefficients[:, :, 0, 0] / math.sqrt(self.height * self.width)
         stored = coefficients.new_zeros((len(images), self.length), dtype=torch.int64)
         steps = (mean * 255 + self.middle).round().clamp(0, 255)
         stored[:, : self.channels] = steps.to(torch.int64)
         values = coefficients.flatten(1).index_select(1, self.place) / self.deviation
-        power = values.new_zeros((len(images), self.channels)).index_add_(1, self.plane, values**2)
-        amount = torch.bincount(self.plane, minlength=self.channels).clamp(min=1)
-        steps = (4 * (power / amount).log2() + 128).round().clamp(0, 255)
+        # Not by index_add_, which on a GPU adds in another order each time.
+        member = (self.plane[:, None] == torch.arange(self.channels, device=images.device)).float()
+        power = values.square() @ member / member.sum(dim=0).clamp(min=1)
+        steps = (4 * power.log2() + 128).round().clamp(0, 255)
         stored[:, self.channels : 2 * self.channels] = steps.to(torch.int64)
         values = values / torch.exp2((steps - 128) / 8)[:, self.plane]
         for bits in range(1, 9):
@@ -77,6 +82,10 @@ class TransformCode:
         Returns:
             float32 ``[count, channels, height, width]`` in ``[0, 1]``.
         """
+        with _exactly(stored):
+            return self._decode(stored)
+
+    def _decode(self, stored: Tensor) -> Tensor:
         header = stored[:, : 2 * self.channels].to(self.rows.dtype)
         mean = (header[:, : self.channels] - self.middle) / 255
         mean = mean * math.sqrt(self.height * self.width)
@@ -101,8 +110,9 @@ class TransformCode:
         Returns:
             The same without the frequencies that take no bits.
         """
-        coefficients = self._coefficients(images)
-        return self._images(coefficients * self._kept.to(images.dtype))
+        with _exactly(images):
+            coefficients = self._coefficients(images)
+            return self._images(coefficients * self._kept.to(images.dtype))
 
     @property
     def _kept(self) -> Tensor:
@@ -118,6 +128,11 @@ class TransformCode:
         dtype = coefficients.dtype
         planes = self.rows.to(dtype).T @ coefficients @ self.columns.to(dtype)
         return (self.channels_of.to(dtype) @ planes.flatten(2)).view_as(planes)
+
+
+def _exactly(images: Tensor) -> torch.autocast:
+    """In the types that tensors have, also where a network's steps are autocast around it."""
+    return torch.autocast(images.device.type, enabled=False)
 
 
 @lru_cache(maxsize=64)
@@ -141,23 +156,24 @@ def transform_code(
     def whole(values: object) -> Tensor:
         return torch.as_tensor(values, dtype=torch.int64, device=device)
 
-    return TransformCode(
-        channels=channels,
-        height=height,
-        width=width,
-        length=length,
-        planes=numbers(found.planes),
-        middle=numbers(found.middle),
-        channels_of=numbers(np.linalg.inv(found.planes)),
-        rows=numbers(found.cosines[0]),
-        columns=numbers(found.cosines[1]),
-        place=whole(found.place),
-        plane=whole(found.plane),
-        deviation=numbers(found.deviation),
-        bits=whole(found.bits),
-        byte=whole(found.byte),
-        following=whole(np.minimum(found.byte + 1, length - 1)),
-        shift=whole(found.shift),
-        source=whole(source),
-        levels=numbers(levels()),
-    )
+    with torch.inference_mode(False):  # else what the first caller's mode makes would stay
+        return TransformCode(
+            channels=channels,
+            height=height,
+            width=width,
+            length=length,
+            planes=numbers(found.planes),
+            middle=numbers(found.middle),
+            channels_of=numbers(np.linalg.inv(found.planes)),
+            rows=numbers(found.cosines[0]),
+            columns=numbers(found.cosines[1]),
+            place=whole(found.place),
+            plane=whole(found.plane),
+            deviation=numbers(found.deviation),
+            bits=whole(found.bits),
+            byte=whole(found.byte),
+            following=whole(np.minimum(found.byte + 1, length - 1)),
+            shift=whole(found.shift),
+            source=whole(source),
+            levels=numbers(levels()),
+        )

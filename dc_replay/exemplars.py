@@ -21,7 +21,8 @@ class Exemplars:
     of size ``n``.
 
     Attributes:
-        pixels: uint8 ``[images, channels, height, width]``; 0 is black, 255 white.
+        pixels: uint8 ``[images, channels, height, width]``; 0 is black, 255 white, unless they are
+            compressed (:class:`~dc_replay.formation.Formation`).
         labels: int64 ``[images]``, on the same device.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -76,10 +77,12 @@ class Formation:
             return quantise(images)
         count, _, height, width = images.shape
         layers = self._layers(images)
-        coded = self._code_of(layers).encode(layers).view(count, -1)
-        whole = layers[0].numel()
-        # What the last layers leave over, which is less than they are, stays 0.
-        return F.pad(coded, (0, whole - coded.shape[1])).view(count, -1, height, width)
+        coded = self._code_of(layers).encode(layers)
+        coded = coded.view(count, self.compression * coded.shape[1])
+        channels = layers.shape[1]
+        # What the layers leave over, less than a byte for each of them, stays 0.
+        rest = channels * height * width - coded.shape[1]
+        return F.pad(coded, (0, rest)).view(count, channels, height, width)
 
     def open(self, stored: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Turn bytes into open images of a floating-point type.
@@ -97,7 +100,8 @@ class Formation:
             return dequantise(stored, dtype)
         coded = self._coded(stored)
         images = self._code_of(stored).decode(coded.flatten(0, 1))
-        return images.view(len(stored), -1, *stored.shape[2:]).to(dtype)
+        shape = self.open_shape(stored.shape[1], stored.shape[2], stored.shape[3])
+        return images.view(len(stored), *shape).to(dtype)
 
     def keep(self, changes: Tensor) -> Tensor:
         """What of changes to open images can be stored: with compression, not every frequency.
@@ -198,8 +202,8 @@ class Formation:
             images: Floating-point images ``[count * images_per_stored, channels, height, width]``.
 
         Returns:
-            ``[count, compression * channels, height, width]``. Decoding it gives the images back in
-            the same order, at the resolution of a crop and with the frequencies that are stored.
+            ``[count, compression * channels, height, width]``. Decoding it gives the images back at
+            the resolution of a crop, in the same order.
 
         Raises:
             ArgumentError: If the number of images is not a multiple of ``images_per_stored``.
@@ -214,7 +218,8 @@ class Formation:
         packed = self._side_by_side(images)
         if self.compression == 1:
             return packed
-        return self.keep(packed.unflatten(0, (-1, self.compression)).flatten(1, 2))
+        height, width = images.shape[2:]
+        return packed.reshape(-1, self.compression * images.shape[1], height, width)
 
     def _layers(self, images: Tensor) -> Tensor:
         """Each layer of open images as an image."""
@@ -224,9 +229,9 @@ class Formation:
 
     def _coded(self, stored: Tensor) -> Tensor:
         """The bytes of each layer, ``[count, compression, length]``."""
-        length = stored[0].numel() // self.compression
+        length = math.prod(stored.shape[1:]) // self.compression
         used = stored.flatten(1)[:, : self.compression * length]
-        return used.reshape(-1, self.compression, length)
+        return used.reshape(len(stored), self.compression, length)
 
     def _code_of(self, images: Tensor) -> TransformCode:
         """The code of layers, or of stored images, which are of the same shape."""

@@ -33,7 +33,7 @@ class ClassBatch(NamedTuple):
 
     Attributes:
         real: Real images, uint8 ``[batch, channels, height, width]``.
-        stored: Stored images in ``[0, 1]``, ``[count, channels, height, width]``.
+        stored: Open images in ``[0, 1]``, ``[count, compression * channels, height, width]``.
         used: Decoded images that are used, int64 ``[images]``; None uses all.
         changes: The numbers of the augmentation that both sides share, ``[1, uniforms]``.
         label: The class, an int64 scalar.

@@ -139,6 +139,7 @@ class Optimisation:
 
     For one matching network after the other: in every inner iteration one pixel step for each
     class, then what the network learns. After each network the pixels are clamped to ``[0, 1]``.
+    With compression they are held to the frequencies that can be stored, from step to step.
 
     Several processes do this together: each moves the pixels of its own classes, while everything
     that is drawn is drawn for all classes, and the network learns the same everywhere. What all
@@ -190,9 +191,9 @@ class Optimisation:
         self.distances: list[Tensor] = []
         self._optimizer = step.optimizer(pixels, apprentice.formation.compression)
         self._outer = 0
-        # The bytes of each class once it is finished elsewhere: storing them again would, with
+        # The bytes of each class once they are final: to open and to store them again would, with
         # compression, change them.
-        self._finished: dict[int, Tensor] = {}
+        self._finished: list[Tensor] = []
         # The distance, and a number that is finite if all was, of each of this process's classes in
         # each inner iteration with the network of the moment. They are looked at once per network,
         # because a GPU would have to wait for each look.
@@ -219,7 +220,7 @@ class Optimisation:
                 yield from self._with_one_network()
             self._take_note(last)
             for stored in self.pixels:
-                stored.clamp_(0, 1)
+                stored.copy_(self.apprentice.formation.keep(stored.clamp_(0, 1)))
             self.comparison.end_outer_iteration(self.pixels, self._optimizer)
             self._outer += 1
             if checkpoint is not None and not self.pace.over:
@@ -248,15 +249,17 @@ class Optimisation:
 
     def stored(self) -> list[Tensor]:
         """The bytes of each class."""
-        self.apprentice.real.share.complete(self.pixels)
-        store = self.apprentice.formation.store
-        return [
-            self._finished[number] if number in self._finished else store(images)
-            for number, images in enumerate(self.pixels)
-        ]
+        if not self._finished:
+            self.apprentice.real.share.complete(self.pixels)
+            store = self.apprentice.formation.store
+            stored = [store(images) for images in self.pixels]
+            if not self.pace.over:
+                return stored
+            self._finished = stored
+        return self._finished
 
     def _stored(self) -> dict[str, Tensor]:
-        """The same for a file: an eighth of what pixels and their momentum take."""
+        """The same for a file: an eighth, or less, of what pixels and their momentum take."""
         return {f"stored.{number}": images for number, images in enumerate(self.stored())}
 
     def _moving(self) -> dict[str, Tensor]:
@@ -287,7 +290,7 @@ class Optimisation:
             finished = own.tensors.get(f"stored.{number}")
             if finished is not None:
                 stored.copy_(self.apprentice.formation.open(finished))
-                self._finished[number] = finished
+                self._finished.append(finished)
                 continue
             stored.copy_(own.tensors[f"pixels.{number}"])
             momentum = own.tensors.get(f"momentum.{number}")

@@ -343,15 +343,16 @@ def test_a_class_that_returns_is_condensed_with_its_old_exemplars():
     assert buffer.memory.counts == dict.fromkeys(range(6), 3)
 
 
-def test_what_returns_is_decoded_first():
+@pytest.mark.parametrize("formation", [Formation(2), Formation(1, compression=3)], ids=str)
+def test_what_returns_is_decoded_first(formation):
     experience = pairs()[0]
-    buffer = make_buffer(idc(), ImagesPerClass(1))
+    buffer = make_buffer(replace(idc(), formation=formation), ImagesPerClass(1))
     buffer.remember(experience, device="cpu")
     decoded = buffer.memory.decoded(normalised=False)[0]
-    given = buffer.condenser = FirstImages(formation=Formation(2))
+    given = buffer.condenser = FirstImages(formation=formation)
     buffer.remember(experience, device="cpu")
     images = given.given[0][0]
-    assert len(images) == 20 + 8
+    assert len(images) == 20 + 2 * formation.images_per_stored == 20 + len(decoded)
     torch.testing.assert_close(images[20:] / 255, decoded, atol=0.51 / 255, rtol=0)
 
 

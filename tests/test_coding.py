@@ -10,6 +10,7 @@ import torch
 from scipy.fft import dctn, idctn
 from sklearn.datasets import load_sample_image
 
+from dc_replay import _layout
 from dc_replay._layout import _errors, layout, levels, read_layers
 from dc_replay.coding import transform_code
 from dc_replay.errors import ArgumentError
@@ -233,3 +234,46 @@ def test_the_layout_stays_what_it_is(shape, digest):
     found = layout(*shape)
     content = np.concatenate([found.place, found.bits, found.byte, found.shift]).astype("<i8")
     assert hashlib.sha256(content.tobytes()).hexdigest()[:16] == digest
+
+
+def test_what_bytes_stand_for_stays_what_it_is():
+    ramp = (np.arange(307) * 37 % 256).astype(np.uint8)[None]
+    ramp[:, :6] = [120, 131, 126, 140, 133, 129]
+    pixels = layout(3, 32, 32, 307).read(ramp)[0]
+    assert pixels[:, 3, ::8].tolist() == [[208, 255, 119, 0], [211, 202, 122, 0], [210, 236, 95, 0]]
+    assert [round(float(level(3, number)), 5) for number in range(4, 8)] == [
+        0.2334,
+        0.83296,
+        1.67247,
+        3.08669,
+    ]
+
+
+@pytest.mark.parametrize("shape", [(3, 2049, 2), (5, 1024, 1024)])
+def test_images_that_would_take_too_much_memory_are_refused(shape):
+    with pytest.raises(ArgumentError, match="too large for transform code.*`compression` 1"):
+        layout(*shape, math.prod(shape) // 2)
+
+
+def test_many_images_are_read_in_parts(monkeypatch):
+    stored = torch.randint(256, (7, 307), dtype=torch.uint8).numpy()
+    whole = layout(3, 32, 32, 307).read(stored)
+    monkeypatch.setattr(_layout, "_MOST_VALUES", 2 * 3072)
+    assert np.array_equal(layout(3, 32, 32, 307).read(stored), whole)
+    shown = np.zeros((2, 3, 8, 8), np.uint8)
+    assert read_layers(shown, 4).shape == (8, 3, 8, 8) and read_layers(shown, 4, 3).shape[0] == 3
+
+
+def test_autocast_and_inference_mode_around_it_change_nothing():
+    images = photographs(4, side=24)
+    transform_code.cache_clear()
+    with torch.inference_mode():  # the first use makes what is kept for later ones
+        stored = code(3, 24, 24, 200).encode(images)
+    moving = images.clone().requires_grad_()
+    code(3, 24, 24, 200).keep(moving).sum().backward()
+    assert moving.grad is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(code(3, 24, 24, 200).encode(images), stored)
+        decoded = code(3, 24, 24, 200).decode(stored)
+    assert decoded.dtype == torch.float32
+    assert torch.equal(decoded, code(3, 24, 24, 200).decode(stored))

@@ -15,6 +15,7 @@ from torch import nn
 from dc_replay import checkpoints, recipes
 from dc_replay.distributed import SINGLE, Ranks, alone
 from dc_replay.errors import DCReplayError, DivergedError
+from dc_replay.formation import Formation
 from dc_replay.multisize import Multisize
 from dc_replay.networks import convnet_for
 from dc_replay.optimisation import OnReal, OnSynthetic, PixelStep
@@ -76,6 +77,7 @@ CASES = {
     "dream_plus with everything": lambda: small("dream_plus", **EVERYTHING),
     "batch normalisation": lambda: small("dream_plus", network=batch_normalised, outer=2),
     "herding": lambda: small("herding"),
+    "compressed": lambda: small("dream_plus", outer=2, formation=Formation(1, compression=4)),
 }
 every_case = pytest.mark.parametrize("case", CASES)
 every_size = pytest.mark.parametrize("size", SIZES)

@@ -732,11 +732,15 @@ def test_a_header_that_contradicts_the_data_is_refused(path, old, new):
         ),
         ({"format_version": "2"}, "the metadata has no `compression`"),
         (
+            {"format_version": "2", "compression": "1"},
+            r"`compression`.* cannot be used \(`compression` is 1, which is of the other version",
+        ),
+        (
             {"format_version": "2", "compression": "0"},
             r"`compression`.* cannot be used \(`compression` must be",
         ),
         (
-            {"format_version": "2", "compression": "1000"},
+            {"format_version": "2", "compression": "200"},
             r"`compression`.* cannot be used \(an image of .* cannot be stored in",
         ),
         ({"format_version": "2", "compression": "4.0"}, "`compression`.* cannot be used"),

@@ -185,7 +185,7 @@ def test_an_unknown_recipe_is_an_error_that_names_the_known_ones(name):
 def test_unusable_arguments_are_refused(name):
     with pytest.raises(ArgumentError, match="`factor` must be a whole number of at least 1"):
         RECIPES[name](factor=0)
-    with pytest.raises(ArgumentError, match="`compression` must be a whole number of at least 1"):
+    with pytest.raises(ArgumentError, match="`compression` must be a whole number from 1 to 256"):
         RECIPES[name](compression=0)
     if name in OPTIMISING:
         with pytest.raises(ArgumentError, match="`outer` is 0"):

@@ -62,7 +62,7 @@ def test_what_is_stored_can_be_changed_for_every_recipe() -> None:
         ("idc+sm=-1", "`weight` is -1.0"),
         ("idc+init=2", "'init' takes no value"),
         ("herding+mdc", "herding optimises nothing"),
-        ("herding+compress=0", "`compression` must be a whole number of at least 1, but is 0"),
+        ("herding+compress=0", "`compression` must be a whole number from 1 to 256, but is 0"),
         ("herding+compress=2.5", "its value is 2.5, but must be a whole number"),
     ],
 )
