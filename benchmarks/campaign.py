@@ -34,7 +34,7 @@ RESULTS = Path("benchmarks/results")
 # What is compared of the recipes that condense, and the raw and packed images of the same bytes.
 _REAL = ("random", "herding", "representative")
 _CONDENSED = ("dm", "idc_i", "idc", "dream_plus", "dream_plus+sm", "dream_plus+mdc")
-# In transform code: ten raw images in the bytes of one, and as many condensed ones as packing holds.
+# Ten raw images in the bytes of one, and as many condensed ones as packing holds.
 _COMPRESSED = ("herding+compress=10", "dream_plus+factor=1+compress=4")
 # Published is a choice of the prefix after 100 of 2,000 networks, so after 1 of 20.
 _BY_TWENTY = (*_REAL, *(name.replace("+mdc", "+mdc=1") for name in _CONDENSED))

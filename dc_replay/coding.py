@@ -18,7 +18,17 @@ from dc_replay._layout import layout, levels
 
 @dataclass(frozen=True, eq=False)
 class TransformCode:
-    """Encodes and decodes images of one shape on one device; see :func:`transform_code`."""
+    """Encodes and decodes images of one shape on one device; see :func:`transform_code`.
+
+    Attributes, besides those of :class:`~dc_replay._layout.Layout` as tensors:
+        channels_of: Maps planes to channels, ``[channels, channels]``.
+        rows: The transform along the height, ``[height, height]``.
+        columns: The transform along the width, ``[width, width]``.
+        following: The byte after that in which each coefficient begins, ``[stored]``.
+        source: For each coefficient of an image where it comes from, among the stored ones, the
+            means and a 0, ``[channels * height * width]``.
+        levels: What numbers of 1 to 8 bits stand for, ``[510]``.
+    """
 
     channels: int
     height: int
