@@ -30,17 +30,18 @@ from dc_replay.pixels import Normalization
 
 COUNTS = {3: 2, -1: 1}
 SHAPE = (1, 2, 3)
+PACKED = Formation(2)
 CAMPAIGN, SLOW = settings.get_profile("campaign"), settings.get_profile("slow campaign")
 
 
 # A file, and ways to damage it
 
 
-def make_memory(counts=COUNTS, **options):
+def make_memory(counts=COUNTS, formation=PACKED, **options):
     options = {"budget": Smallest((ImagesPerClass(2), TotalBytes(99))), **options}
     pixels = torch.arange(sum(counts.values()) * 6, dtype=torch.uint8).view(-1, *SHAPE)
     memory = ExemplarMemory(
-        formation=Formation(2),
+        formation=formation,
         normalization=Normalization((0.5,), (0.25,)),
         recipe="idc",
         **options,
@@ -50,11 +51,11 @@ def make_memory(counts=COUNTS, **options):
     return memory
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The bytes of a memory file."""
+@pytest.fixture(scope="module", params=[PACKED, Formation(2, compression=2)], ids=str)
+def whole(request, tmp_path_factory):
+    """The bytes of a memory file, of either version."""
     path = tmp_path_factory.mktemp("whole") / "memory.safetensors"
-    make_memory().save(path)
+    make_memory(formation=request.param).save(path)
     return path.read_bytes()
 
 
@@ -240,10 +241,10 @@ def load(tried, path):
 
 def check(memory, data):
     """That a memory is sound, whatever file it comes from."""
-    channels, height, width = memory.image_shape
+    channels, *_ = memory.image_shape
     assert memory.nbytes + 8 * len(memory) <= len(data)
     assert all(1 <= memory.counts[label] <= most for label, most in memory.quotas_with([]).items())
-    memory.formation.check(height, width)
+    memory.formation.check(*memory.image_shape)
     assert type(memory.recipe) is str
     if memory.normalization is not None:
         assert memory.normalization.channels == channels
