@@ -56,9 +56,15 @@ def test_every_piece_is_made_and_told(small: Arguments) -> None:
 def test_what_two_tables_need_is_condensed_once(
     small: Arguments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run = Optimisation.run
+
+    def slow(self: Optimisation, checkpoint: object = None) -> object:
+        time.sleep(1)
+        yield from run(self, checkpoint)
+
+    monkeypatch.setattr(Optimisation, "run", slow)
     main(replace(small, tables="first"), "x")
     before = [row["condense_seconds"] for row in rows(small, "first") if row["method"] == "idc"]
-    run = Optimisation.run
 
     def refuse(self: Optimisation, checkpoint: object = None) -> object:
         assert self.pace.over, "condensed again"
@@ -70,7 +76,7 @@ def test_what_two_tables_need_is_condensed_once(
     assert len(found) == 5
     for row, seconds in zip(found, before, strict=True):
         # What the first table's took, whoever reads it; only loading it comes on top.
-        assert seconds * 0.5 < row["condense_seconds"] < seconds + 2
+        assert 1 <= row["condense_seconds"] < seconds + 2
         assert row["train_seconds"] > 0
 
 
