@@ -398,12 +398,9 @@ class Run:
                 memory = ExemplarMemory.load(path)
                 shown = memory.classes[:classes]
                 formation = memory.formation
-                opened = [formation.open(memory.of_class(label)) for label in shown]
                 # With compression, all images that a stored one holds.
-                rows = [
-                    quantise(images.unflatten(1, (formation.compression, -1)).flatten(0, 1))
-                    for images in opened
-                ]
+                opened = [formation.open(memory.of_class(label)) for label in shown]
+                rows = [quantise(formation.layers(images)) for images in opened]
                 names = [self.data.class_names[order[label]] for label in shown]
                 width = min([images, *(len(row) for row in rows)])
                 sheet[method] = torch.stack([row[:width] for row in rows])

@@ -259,7 +259,7 @@ def _interpret(
             raise ValueError("`compression` is 1, which is of the other version")
         check_crops(factor, *pixels.shape[2:])
         if compressed:
-            layout_of(pixels, compression)
+            layout_of(pixels.shape[1:], compression)
         scale = None if scale is None else checked_scale(**scale)
         budget = _restore(_json(metadata, "budget"))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:

@@ -23,17 +23,14 @@ first bit of a number its highest.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dc_replay.errors import ArgumentError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -80,6 +77,16 @@ class Layout:
     byte: Places
     shift: Places
 
+    @property
+    def channels_of(self) -> Floats:
+        """Maps planes to channels, ``[channels, channels]``."""
+        return np.asarray(np.linalg.inv(self.planes), np.float64)
+
+    @property
+    def following(self) -> Places:
+        """The byte after that in which each coefficient begins, or the last one, ``[stored]``."""
+        return np.minimum(self.byte + 1, self.length - 1)
+
     def read(self, stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Decode bytes ``[count, length]`` to uint8 images of this shape, count first."""
         at_once = max(1, _MOST_VALUES // math.prod(self.shape))
@@ -88,8 +95,7 @@ class Layout:
 
     def _read(self, stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
         channels, height, width = self.shape
-        following = np.minimum(self.byte + 1, self.length - 1)
-        windows = stored[:, self.byte].astype(np.int64) << 8 | stored[:, following]
+        windows = stored[:, self.byte].astype(np.int64) << 8 | stored[:, self.following]
         number = (windows >> self.shift) & ((1 << self.bits) - 1)
         scale = 2.0 ** ((stored[:, channels : 2 * channels].astype(np.float64) - 128) / 8)
         coefficients = np.zeros((len(stored), channels * height * width))
@@ -100,7 +106,7 @@ class Layout:
         means = (stored[:, :channels] - self.middle) / 255
         grid[:, :, 0, 0] = means * math.sqrt(height * width)
         planes = self.cosines[0].T @ grid @ self.cosines[1]
-        images: Floats = np.einsum("cp,nphw->nchw", np.linalg.inv(self.planes), planes) + 0.5
+        images: Floats = np.einsum("cp,nphw->nchw", self.channels_of, planes) + 0.5
         return (images.clip(0, 1) * 255).round().astype(np.uint8)
 
 
@@ -146,17 +152,17 @@ def layout(channels: int, height: int, width: int, length: int) -> Layout:
     )
 
 
-def layout_of(stored: Tensor | NDArray[np.uint8], compression: int) -> Layout:
+def layout_of(shape: Sequence[int], compression: int) -> Layout:
     """The layout of the images that share the bytes of a stored one.
 
     Args:
-        stored: Stored images, ``[count, channels, height, width]``, of torch or NumPy.
+        shape: Channels, height and width of a stored image.
         compression: How many images share the bytes of one.
 
     Raises:
-        ArgumentError: If that leaves each of them too few bytes.
+        ArgumentError: If the images are too large, or that leaves each of them too few bytes.
     """
-    channels, height, width = stored.shape[1:]
+    channels, height, width = shape
     return layout(channels, height, width, channels * height * width // compression)
 
 
@@ -173,7 +179,7 @@ def read_layers(
     Returns:
         uint8 ``[count * compression, channels, height, width]``, or the first of them.
     """
-    found = layout_of(stored, compression)
+    found = layout_of(stored.shape[1:], compression)
     used = stored.reshape(len(stored), -1)[:, : compression * found.length]
     return found.read(used.reshape(-1, found.length)[:most])
 
@@ -219,7 +225,7 @@ def _errors() -> list[float]:
     """The expected squared error with 0 to 8 bits of a variable with variance 1."""
     found = [1.0]
     for bits in range(1, 9):
-        positive = np.split(_laplacian(bits), 2)[1]
+        positive = levels()[2**bits - 2 :][2 ** (bits - 1) : 2**bits]
         # Levels are the means of their cells, so what they explain is their mean square.
         ends = np.concatenate([[0.0], (positive[1:] + positive[:-1]) / 2, [np.inf]])
         chance = -np.diff(np.exp(-math.sqrt(2) * ends))

@@ -192,11 +192,8 @@ def _draw(memory: _files.MemoryFile, path: Path) -> str:
     if path.suffix.lower() != ".png":
         raise ArgumentError(f"`--image` is {path}; name a file that ends in .png")
     first = islice(memory.by_class().items(), pictures.ROWS)
-    most = pictures.COLUMNS  # a small file may hold thousands
-    tiles = {
-        label: memory.layers(images[: -(-most // memory.compression)], most)
-        for label, images in first
-    }
+    # No more than are drawn: a small file may hold thousands.
+    tiles = {label: memory.layers(images, pictures.COLUMNS) for label, images in first}
     sheet = pictures.sheet(tiles)
     _writing.write_whole(path, sheet.png, name="--image")
     counts = [memory.compression * count for count in memory.counts.values()]

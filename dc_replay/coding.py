@@ -21,10 +21,8 @@ class TransformCode:
     """Encodes and decodes images of one shape on one device; see :func:`transform_code`.
 
     Attributes, besides those of :class:`~dc_replay._layout.Layout` as tensors:
-        channels_of: Maps planes to channels, ``[channels, channels]``.
         rows: The transform along the height, ``[height, height]``.
         columns: The transform along the width, ``[width, width]``.
-        following: The byte after that in which each coefficient begins, ``[stored]``.
         source: For each coefficient of an image where it comes from, among the stored ones, the
             means and a 0, ``[channels * height * width]``.
         levels: What numbers of 1 to 8 bits stand for, ``[510]``.
@@ -174,7 +172,7 @@ def transform_code(
             length=length,
             planes=numbers(found.planes),
             middle=numbers(found.middle),
-            channels_of=numbers(np.linalg.inv(found.planes)),
+            channels_of=numbers(found.channels_of),
             rows=numbers(found.cosines[0]),
             columns=numbers(found.cosines[1]),
             place=whole(found.place),
@@ -182,7 +180,7 @@ def transform_code(
             deviation=numbers(found.deviation),
             bits=whole(found.bits),
             byte=whole(found.byte),
-            following=whole(np.minimum(found.byte + 1, length - 1)),
+            following=whole(found.following),
             shift=whole(found.shift),
             source=whole(source),
             levels=numbers(levels()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dc_replay._checks import check_compression, check_crops, check_factor
-from dc_replay._layout import layout
+from dc_replay._layout import layout_of
 from dc_replay.coding import TransformCode, transform_code
 from dc_replay.errors import ArgumentError
 from dc_replay.pixels import dequantise, quantise
@@ -76,7 +75,7 @@ class Formation:
         if self.compression == 1:
             return quantise(images)
         count, _, height, width = images.shape
-        layers = self._layers(images)
+        layers = self.layers(images)
         coded = self._code_of(layers).encode(layers)
         coded = coded.view(count, self.compression * coded.shape[1])
         channels = layers.shape[1]
@@ -103,6 +102,18 @@ class Formation:
         shape = self.open_shape(stored.shape[1], stored.shape[2], stored.shape[3])
         return images.view(len(stored), *shape).to(dtype)
 
+    def layers(self, images: Tensor) -> Tensor:
+        """Each layer of open images as an image, those of stored image 0 first.
+
+        Args:
+            images: ``[count, compression * channels, height, width]``.
+
+        Returns:
+            ``[count * compression, channels, height, width]``.
+        """
+        count, channels, height, width = images.shape
+        return images.reshape(count * self.compression, channels // self.compression, height, width)
+
     def keep(self, changes: Tensor) -> Tensor:
         """What of changes to open images can be stored: with compression, not every frequency.
 
@@ -114,7 +125,7 @@ class Formation:
         """
         if self.compression == 1:
             return changes
-        layers = self._layers(changes)
+        layers = self.layers(changes)
         return self._code_of(layers).keep(layers).view_as(changes)
 
     def check(self, channels: int, height: int, width: int) -> None:
@@ -125,7 +136,7 @@ class Formation:
         """
         check_crops(self.factor, height, width)
         if self.compression > 1:
-            layout(channels, height, width, channels * height * width // self.compression)
+            layout_of((channels, height, width), self.compression)
 
     def decode(self, images: Tensor) -> Tensor:
         """Form the images that a network sees, differentiably.
@@ -136,7 +147,7 @@ class Formation:
         Returns:
             ``[count * images_per_stored, channels, height, width]``, image-major.
         """
-        images = self._layers(images)
+        images = self.layers(images)
         if self.factor == 1:
             return images
         crops = self._crops(images).flatten(0, 2)
@@ -221,23 +232,16 @@ class Formation:
         height, width = images.shape[2:]
         return packed.reshape(-1, self.compression * images.shape[1], height, width)
 
-    def _layers(self, images: Tensor) -> Tensor:
-        """Each layer of open images as an image."""
-        count, layers, height, width = images.shape
-        channels = layers // self.compression
-        return images.reshape(count * self.compression, channels, height, width)
-
     def _coded(self, stored: Tensor) -> Tensor:
         """The bytes of each layer, ``[count, compression, length]``."""
-        length = math.prod(stored.shape[1:]) // self.compression
+        length = layout_of(stored.shape[1:], self.compression).length
         used = stored.flatten(1)[:, : self.compression * length]
         return used.reshape(len(stored), self.compression, length)
 
     def _code_of(self, images: Tensor) -> TransformCode:
         """The code of layers, or of stored images, which are of the same shape."""
-        channels, height, width = images.shape[1:]
-        length = channels * height * width // self.compression
-        return transform_code(channels, height, width, length, images.device)
+        found = layout_of(images.shape[1:], self.compression)
+        return transform_code(*found.shape, found.length, images.device)
 
     def _side_by_side(self, images: Tensor) -> Tensor:
         if self.factor == 1:
