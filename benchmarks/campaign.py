@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks import class_incremental
+from benchmarks.allocator import keep_freed_memory
 from benchmarks.results import ResultStore
 from benchmarks.tables import text_table
 from benchmarks.workload import Place, command_line, names, numbers
@@ -300,4 +301,5 @@ def cli(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(cli())

@@ -35,6 +35,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
 
 from benchmarks import distributed
+from benchmarks.allocator import keep_freed_memory
 from benchmarks.compiled import compile_layers
 from benchmarks.data import ImageData, class_order
 from benchmarks.image_data import LabelledImages
@@ -557,4 +558,5 @@ def cli(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(cli())

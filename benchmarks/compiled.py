@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dc_replay.compilation import CompileMode, compiled, wanted
@@ -12,9 +11,10 @@ from dc_replay.networks import FeatureNetwork
 
 
 class CompiledLayers(nn.Module):
-    """Layers that run compiled on training batches of one size, and as they are on all others.
+    """Layers that run compiled on batches of one size, and as they are on all others.
 
-    A copy compiles anew, so that it never runs on the weights of the original.
+    A copy compiles anew, so that it never runs on the weights of the original. One that is frozen,
+    as the model of before that distillation asks, runs compiled on the same batches.
 
     Args:
         layers: The layers.
@@ -36,7 +36,7 @@ class CompiledLayers(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Apply the layers."""
-        if not (self.training and torch.is_grad_enabled() and len(images) == self.batch):
+        if len(images) != self.batch:
             outputs: Tensor = self.layers(images)
             return outputs
         if self._run is None:

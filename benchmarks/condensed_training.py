@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.allocator import keep_freed_memory
 from benchmarks.condensed_sets import Condensery, FreshTraining
 from benchmarks.data import ImageData
 from benchmarks.methods import method as named_method
@@ -157,4 +158,5 @@ def cli(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(cli())

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
+from benchmarks.allocator import keep_freed_memory
 from benchmarks.condensed_sets import CondensedSet, Condensery, FreshTraining
 from benchmarks.data import ImageData
 from benchmarks.methods import method as named_method
@@ -246,4 +247,5 @@ def cli(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(cli())

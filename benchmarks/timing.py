@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import itertools
 import statistics
@@ -16,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.allocator import return_freed_memory
 from dc_replay.apprentice import Apprentice
 from dc_replay.optimisation import NetworkUpdate
 
@@ -77,7 +76,7 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
-        _return_freed_memory()
+        return_freed_memory()
         reset.write_text("5")  # forgets the highest value so far
         before = _resident(status, "VmRSS")
         if _resident(status, "VmHWM") > before + _FORGOTTEN:
@@ -90,12 +89,6 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int | None:
 
 # Where the highest value is above the present one by more than this, it was not forgotten.
 _FORGOTTEN = 2**20
-
-
-def _return_freed_memory() -> None:
-    """Let the C library give back to the system what it keeps for later."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident(status: Path, name: str) -> int:

@@ -313,6 +313,19 @@ def test_copy_of_compiled_layers_runs_on_its_own_weights() -> None:
     assert not torch.equal(other(images), before)
 
 
+def test_layers_run_compiled_on_whole_batches_alone() -> None:
+    layers = CompiledLayers(torch.nn.Linear(3, 3), batch=4, mode=False, steps=1)
+    ran: list[int] = []
+    layers._run = lambda images: ran.append(len(images)) or layers.layers(images)
+    frozen = copy.deepcopy(layers).eval().requires_grad_(False)
+    frozen._run = lambda images: ran.append(10 * len(images)) or frozen.layers(images)
+    for count in (4, 3, 500):
+        images = torch.rand(count, 3)
+        with torch.no_grad():
+            assert torch.equal(frozen(images), layers(images))
+    assert ran == [40, 4]
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_build_every_recipe(preset: str) -> None:
     factory = network_factory("convnet3", channels=3, size=(32, 32), width=8)
