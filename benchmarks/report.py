@@ -107,8 +107,10 @@ def terminal_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _table(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     last = comparison.classes_seen[-1]
+    differing = not comparison.same_seeds
     header = (
         "method",
+        *(["seeds"] if differing else []),
         "stored bytes",
         "images/class",
         *(f"{seen} classes" if seen == last else str(seen) for seen in comparison.classes_seen),
@@ -120,6 +122,7 @@ def _table(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...
     lines = [
         (
             summary.method,
+            *([_listed(summary.seeds)] if differing else []),
             f"{summary.stored_bytes:,}",
             f"{summary.images_per_class:g}",
             *(percent(summary.accuracy[seen]) for seen in comparison.classes_seen),
@@ -134,24 +137,33 @@ def _table(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...
 
 
 def _explanation(comparison: Comparison) -> str:
-    seeds = ", ".join(str(seed) for seed in comparison.seeds)
-    count = len(comparison.seeds)
     sentences = [
         f"After the last step every method stores {comparison.sizes[0]:,} bytes of pixels."
         if comparison.equal_bytes
         else "**Stored bytes differ between methods: this is no comparison at equal memory.**",
         "Test accuracy in percent over the classes seen so far, and its average over the steps;",
         "forgetting in percentage points after the last step; seconds in total over the steps.",
-        f"One seed ({seeds})."
-        if count == 1
-        else f"Mean ± standard deviation over {count} seeds ({seeds}).",
+        _seeds(comparison),
     ]
     if not comparison.complete:
         sentences.append(
-            "**Unfinished:** not every method has every step of every seed; "
+            "**Unfinished:** not every method has every step of each of its seeds; "
             "means are over those there are."
         )
     return " ".join(sentences)
+
+
+def _seeds(comparison: Comparison) -> str:
+    if not comparison.same_seeds:
+        return "Mean ± standard deviation over the seeds that are named; without it, of one seed."
+    count, listed = len(comparison.seeds), _listed(comparison.seeds)
+    if count == 1:
+        return f"One seed ({listed})."
+    return f"Mean ± standard deviation over {count} seeds ({listed})."
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(str(seed) for seed in seeds)
 
 
 def _seconds(values: Sequence[float]) -> str:

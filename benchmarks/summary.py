@@ -67,10 +67,15 @@ class Comparison:
         return tuple(sorted({seed for method in self.methods for seed in method.seeds}))
 
     @property
+    def same_seeds(self) -> bool:
+        """Whether every method has results of every seed."""
+        return all(method.seeds == self.seeds for method in self.methods)
+
+    @property
     def complete(self) -> bool:
-        """Whether every method has finished every step of every seed."""
+        """Whether every method has finished every step of each of its seeds."""
         return all(
-            len(method.accuracy.get(step, ())) == len(self.seeds)
+            len(method.accuracy.get(step, ())) == len(method.seeds)
             for method in self.methods
             for step in self.classes_seen
         )
@@ -105,8 +110,9 @@ class Comparison:
     @property
     def subtitle(self) -> str:
         """How it was measured: network and seeds."""
-        count = len(self.seeds)
-        seeds = "one seed" if count == 1 else f"mean and standard deviation of {count} seeds"
+        counts = sorted({len(method.seeds) for method in self.methods})
+        number = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+        seeds = "one seed" if number == "1" else f"mean and standard deviation of {number} seeds"
         return f"{self.network} · {seeds}{'' if self.complete else ' · unfinished'}"
 
 

@@ -93,6 +93,19 @@ def test_unfinished_seeds_stay_out_of_the_averages() -> None:
     assert "every method stores 2,560 bytes" in report(only_started)
 
 
+def test_methods_of_different_seeds_say_which() -> None:
+    found = [row for row in rows(seeds=3) if row["method"] == "idc" or row["seed"] == 0]
+    markdown = report(found)
+    assert cells(markdown, "method")[:3] == ["method", "seeds", "stored bytes"]
+    assert cells(markdown, "idc")[1:5] == ["0, 1, 2", "2,560", "10", "80.0 ± 10.0"]
+    assert cells(markdown, "dm")[1:5] == ["0", "2,560", "10", "70.0"]
+    assert "over the seeds that are named" in markdown and "Unfinished" not in markdown
+    assert "deviation of 1 to 3 seeds" in terminal_table(found).splitlines()[1]
+    alike = [{**row, "seed": 7 * (row["method"] == "dm")} for row in rows()]
+    assert cells(report(alike), "dm")[1] == "7"
+    assert "convnet3 · one seed" in terminal_table(alike)
+
+
 def test_newest_row_counts() -> None:
     again = {**rows()[0], "accuracy": 95.0}
     assert cells(report([*rows(), again]), "idc")[3] == "95.0"
