@@ -45,7 +45,7 @@ def published_table(results: Path, *, scales: dict[str, dict[str, tuple[str, ...
         A header, and a line for each network and method; a dash where there is nothing.
     """
     found = {
-        scale: {network: _merged(results, folders) for network, folders in by_network.items()}
+        scale: {network: finished(results, folders) for network, folders in by_network.items()}
         for scale, by_network in scales.items()
     }
     lines = []
@@ -60,7 +60,13 @@ def published_table(results: Path, *, scales: dict[str, dict[str, tuple[str, ...
     return ("network", "exemplars", "published", *scales), lines
 
 
-def _merged(results: Path, folders: tuple[str, ...]) -> dict[str, tuple[Comparison, Summary]]:
+def finished(results: Path, folders: tuple[str, ...]) -> dict[str, tuple[Comparison, Summary]]:
+    """Each method's finished seeds, with the comparison that they belong to.
+
+    Args:
+        results: The folder of committed results.
+        folders: Folders in it; a method that is in several is taken from the first.
+    """
     found: dict[str, tuple[Comparison, Summary]] = {}
     for folder in folders:
         found = {**_methods(results / folder), **found}

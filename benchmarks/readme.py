@@ -23,6 +23,7 @@ from benchmarks import (
     scaling,
 )
 from benchmarks.choice import choice_caption, choice_table
+from benchmarks.headline import headline
 from benchmarks.published import published_table
 from benchmarks.report import results_section, write_any_report
 from benchmarks.results import ResultStore
@@ -82,6 +83,10 @@ def _published(root: Path, folder: str) -> str:
     return markdown_table(*published_table(root / "benchmarks" / "results", scales=SCALES))
 
 
+def _headline(root: Path, folder: str) -> str:
+    return markdown_table(*headline(root / "benchmarks" / "results"))
+
+
 def _choice(root: Path, folder: str) -> str:
     return f"{choice_caption(root / folder)}\n\n{markdown_table(*choice_table(root / folder))}"
 
@@ -97,6 +102,7 @@ def _cost_prediction(root: Path, folder: str) -> str:
 
 SECTIONS: dict[str, Callable[[Path, str], str]] = {
     "results": _results,
+    "headline": _headline,
     "published": _published,
     "choice": _choice,
     "cost fit": _cost_fit,

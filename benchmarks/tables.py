@@ -48,8 +48,9 @@ def measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
     """Say in one sentence where rows come from, before the command."""
     newest = rows[-1]
     commits = list(dict.fromkeys(row["commit"] for row in rows))
+    devices = " and ".join(dict.fromkeys(row["device"] for row in rows))
     return (
-        f"Measured on {newest['device']}, torch {newest['versions']['torch']}, preset "
+        f"Measured on {devices}, torch {newest['versions']['torch']}, preset "
         f"`{newest['preset']}`, commit{'s' * (len(commits) > 1)} {', '.join(commits)}:"
     )
 
