@@ -91,6 +91,10 @@ TABLES: dict[str, dict[str, Table]] = {
         "balanced_500": _replay(500, **_BALANCED),
         "balanced_2000": _replay(2000, **_BALANCED),
         "memory_only": Table((*_REAL, *_CONDENSED, *_COMPRESSED)),
+        # Four times as long: short training hides a part of what more or better images are worth.
+        "memory_only_160": Table(
+            ("random", "herding", "herding+compress=10", "dream_plus"), {"epochs": 160}
+        ),
     },
     # The published settings, but for the number of matching networks.
     "paper": {
