@@ -382,19 +382,19 @@ class Condenser:
         if self.selection is None:
             channels, height, width = real.images.shape[1:]
             shape = self.formation.open_shape(channels, height, width)
-            noise = [
+            start = [
                 torch.rand((n, *shape), generator=generator, device=generator.device).to(
                     real.images.device
                 )
                 for n in counts
             ]
-            return [self.formation.keep(images) for images in noise]
-        wanted = [n * self.formation.images_per_stored for n in counts]
-        chosen = self.selection.choose(real, wanted, apprentice, generator)
-        packed = [self.formation.pack(dequantise(real.images[index])) for index in chosen]
-        if self.objective is None:
-            return packed
-        return [self.formation.keep(images) for images in packed]
+        else:
+            wanted = [n * self.formation.images_per_stored for n in counts]
+            chosen = self.selection.choose(real, wanted, apprentice, generator)
+            start = [self.formation.pack(dequantise(real.images[index])) for index in chosen]
+            if self.objective is None:  # stored as they are
+                return start
+        return [self.formation.keep(images) for images in start]
 
     def _arguments(
         self, real: RealImages, counts: list[int], generator: Generator
