@@ -44,6 +44,7 @@ _REPLAYED = (
     "herding",
     "dream_plus+mdc",
     "herding+compress=10",
+    "random+compress=10",
     "dream_plus+factor=1+compress=8+mdc",
     "stock_reservoir",
     "stock_herding",

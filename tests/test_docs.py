@@ -168,7 +168,7 @@ def test_code_of_a_page_runs(page: Path, small: Path) -> None:
 def test_code_of_the_readme_runs_and_leaves_what_it_says(small: Path) -> None:
     replay = program(ROOT / "README.md")["replay"]
     memory = ExemplarMemory.load("memory.safetensors")
-    assert memory.recipe == "dream_plus" and len(memory.classes) == 10
+    assert memory.recipe == "herding" and len(memory.classes) == 10
     # A class stores no more images than there are.
     assert set(memory.counts.values()) == {IMAGES}
     assert isinstance(replay, CondensedReplayPlugin)
