@@ -62,6 +62,7 @@ CELLS: dict[str, Callable[[Sequence[Any]], Table]] = {
 
 SCALES = {
     "fast, CPU": {"convnet3": ("cifar100_fast", "fast/memory_only")},
+    "fast, CPU, 160 epochs": {"convnet3": ("fast/memory_only_160",)},
     "paper, GPU": {"convnet3": ("paper/memory_only",), "resnet10": ("paper/resnet10",)},
 }
 """The results that stand beside the published curves; see :mod:`benchmarks.campaign`."""
