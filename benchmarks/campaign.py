@@ -86,8 +86,6 @@ TABLES: dict[str, dict[str, Table]] = {
     # Hours on two cores.
     "fast": {
         "replay_200": _replay(200),
-        "replay_500": _replay(500),
-        "replay_2000": _replay(2000),
         "balanced_200": _replay(200, **_BALANCED),
         "balanced_500": _replay(500, **_BALANCED),
         "balanced_2000": _replay(2000, **_BALANCED),
