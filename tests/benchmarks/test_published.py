@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.headline import COLUMNS, MEMORIES, headline
 from benchmarks.published import PUBLISHED, published_table
-from benchmarks.readme import updated
+from benchmarks.readme import ROOT, updated
 from benchmarks.results import ResultStore
 
 
@@ -49,3 +50,27 @@ def test_it_stands_between_its_markers(tmp_path: Path) -> None:
     found = updated(text, root=tmp_path)
     assert "| convnet3 | herding | 48.5 43.9 40.0 36.3 32.9 |" in found and "old" not in found
     assert updated(found, root=tmp_path) == found
+
+
+def test_headline_has_what_each_memory_ends_with(tmp_path: Path) -> None:
+    beside = tmp_path / "fast" / "balanced_200"
+    results(beside, "stock_replay", {0: [50.0, 20.0], 1: [52.0, 22.0], 2: [90.0]})
+    results(beside, "herding+compress=10", {0: [60.0, 40.0]})
+    results(beside, "random", {0: [99.0, 99.0]})
+    results(tmp_path / "cifar100_fast", "random", {0: [45.0, 25.0]})
+    results(tmp_path / "fast" / "memory_only", "random", {0: [98.0, 98.0]})
+    results(tmp_path / "fast" / "memory_only", "herding", {0: [44.0, 24.0]})
+    header, lines = headline(tmp_path)
+    assert header == ("memory", *(column.title for column in COLUMNS))
+    assert [line[0] for line in lines] == [memory for memory, _ in MEMORIES]
+    assert [line[1:] for line in lines] == [
+        ("21.0 ± 1.4", "–", "–", "**25.0**"),
+        ("–", "–", "–", "24.0"),
+        ("–", "–", "–", "–"),
+        ("**40.0**", "–", "–", "–"),
+    ]
+
+
+def test_readme_begins_with_the_headline() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.index("<!-- headline -->") < text.index("<!-- results") and updated(text) == text
