@@ -4,9 +4,9 @@ PYTHON ?= python3
 TEST_ARGS ?= -n auto
 # Digits of 8x8 pixels are too small to pack, hence the factor, and bear little compression; found on
 # held-out training images.
-DEMO_ARGS ?= --data digits --network convnet1 --factor 1 --ipc 1 --width 32 --outer 16 --inner 25 \
+DEMO_ARGS ?= --data digits --network convnet1 --factor 1 --ipc 1 --width 32 --outer 11 --inner 25 \
 	--epochs 300 --methods random,herding,herding+compress=2,representative,idc,dream_plus --out runs/demo
-SHRINK_DEMO_ARGS ?= --data digits --network convnet1 --factor 1 --ipc 10 --width 32 --outer 16 --inner 10 \
+SHRINK_DEMO_ARGS ?= --data digits --network convnet1 --factor 1 --ipc 10 --width 32 --outer 12 --inner 10 \
 	--steps 300 --methods mdc,prefix,k-means --compile never --out runs/demo/shrink
 MATCHING_GATE := --gate --recipes idc --widths 32 --ipc 5 --classes 3 --images 100 --network-images 320 \
 	--exact 2 --rounds 3 --out runs/speed/matching
