@@ -10,7 +10,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.published import finished
+from benchmarks.published import MEMORY_ONLY_FAST, finished
 from benchmarks.tables import Table, percent
 
 
@@ -21,30 +21,30 @@ class Column:
     Attributes:
         title: What stands above it.
         folders: Folders of results, of which the first that has a method counts.
-        place: Which of the names of a memory is its method there.
+        methods: What stands for each memory there.
     """
 
     title: str
     folders: tuple[str, ...]
-    place: int
+    methods: tuple[str, ...]
 
 
-# What a memory is, and the method that stands for it beside new data and alone.
 MEMORIES = (
-    ("random images; beside new data Avalanche's own replay", ("stock_replay", "random")),
-    ("`herding`: chosen images", ("herding", "herding")),
-    ("`dream_plus`: condensed (beside new data with MDC)", ("dream_plus+mdc", "dream_plus")),
-    (
-        "`herding(compression=10)`: chosen images in 307 bytes each",
-        ("herding+compress=10", "herding+compress=10"),
-    ),
+    "random images; beside new data Avalanche's own replay",
+    "`herding`: chosen images",
+    "`dream_plus`: condensed (beside new data with MDC)",
+    "`herding(compression=10)`: chosen images in 307 bytes each",
 )
+_BESIDE_NEW_DATA = ("stock_replay", "herding", "dream_plus+mdc", "herding+compress=10")
+_ALONE = ("random", "herding", "dream_plus", "herding+compress=10")
 COLUMNS = (
     *(
-        Column(f"beside new data: {images:,} images", (f"fast/balanced_{images}",), 0)
+        Column(
+            f"beside new data: {images:,} images", (f"fast/balanced_{images}",), _BESIDE_NEW_DATA
+        )
         for images in (200, 500, 2000)
     ),
-    Column("alone: 20 per class", ("cifar100_fast", "fast/memory_only"), 1),
+    Column("alone: 20 per class", MEMORY_ONLY_FAST, _ALONE),
 )
 
 
@@ -57,24 +57,23 @@ def headline(results: Path) -> Table:
     Returns:
         A header, and a line for each memory; a dash where there is nothing.
     """
-    columns = [_last_accuracies(results, column) for column in COLUMNS]
-    lines = []
-    for place, (memory, _) in enumerate(MEMORIES):
-        cells = []
-        for accuracies in columns:
-            means = [statistics.fmean(values) for values in accuracies if values]
-            values = accuracies[place]
-            best = values and statistics.fmean(values) == max(means)
-            cells.append(f"**{percent(values)}**" if best else percent(values))
-        lines.append((memory, *cells))
-    return ("memory", *(column.title for column in COLUMNS)), lines
+    header = ("memory", *(column.title for column in COLUMNS))
+    cells = [_cells(results, column) for column in COLUMNS]
+    return header, list(zip(MEMORIES, *cells, strict=True))
 
 
-def _last_accuracies(results: Path, column: Column) -> list[list[float]]:
+def _cells(results: Path, column: Column) -> list[str]:
     """Of each memory, what every finished seed ends with."""
     found = finished(results, column.folders)
-    accuracies = []
-    for _, methods in MEMORIES:
-        known = found.get(methods[column.place])
-        accuracies.append(known[1].accuracy[known[0].classes_seen[-1]] if known else [])
-    return accuracies
+    last: list[list[float]] = []
+    for method in column.methods:
+        if method in found:
+            comparison, summary = found[method]
+            last.append(summary.accuracy[comparison.classes_seen[-1]])
+        else:
+            last.append([])
+    best = max((statistics.fmean(values) for values in last if values), default=None)
+    return [
+        f"**{percent(values)}**" if values and statistics.fmean(values) == best else percent(values)
+        for values in last
+    ]

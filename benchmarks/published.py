@@ -32,6 +32,9 @@ PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
 }
 """Test accuracy in percent after each step, by the network that is trained and the exemplars."""
 
+MEMORY_ONLY_FAST = ("cifar100_fast", "fast/memory_only")
+"""The folders of the same comparison by preset ``fast``, made in two parts."""
+
 
 def published_table(results: Path, *, scales: dict[str, dict[str, tuple[str, ...]]]) -> Table:
     """Published, and measured at each scale, side by side.

@@ -97,10 +97,7 @@ class Comparison:
     @property
     def stored(self) -> str:
         """The stored bytes in words: one number when they are equal, else the range."""
-        return (
-            " to ".join(_bytes(size) for size in dict.fromkeys((*self.sizes[:1], *self.sizes[-1:])))
-            + " stored"
-        )
+        return _ends([_bytes(size) for size in self.sizes]) + " stored"
 
     @property
     def title(self) -> str:
@@ -111,7 +108,7 @@ class Comparison:
     def subtitle(self) -> str:
         """How it was measured: network and seeds."""
         counts = sorted({len(method.seeds) for method in self.methods})
-        number = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+        number = _ends([str(count) for count in counts])
         seeds = "one seed" if number == "1" else f"mean and standard deviation of {number} seeds"
         return f"{self.network} · {seeds}{'' if self.complete else ' · unfinished'}"
 
@@ -169,6 +166,11 @@ def _summary(
 def deviation(values: Sequence[float]) -> float:
     """Sample standard deviation; 0 of a single value."""
     return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _ends(ascending: Sequence[str]) -> str:
+    """The first and the last, or the one that is both."""
+    return " to ".join(dict.fromkeys((*ascending[:1], *ascending[-1:])))
 
 
 def _bytes(count: int) -> str:

@@ -62,7 +62,7 @@ def test_headline_has_what_each_memory_ends_with(tmp_path: Path) -> None:
     results(tmp_path / "fast" / "memory_only", "herding", {0: [44.0, 24.0]})
     header, lines = headline(tmp_path)
     assert header == ("memory", *(column.title for column in COLUMNS))
-    assert [line[0] for line in lines] == [memory for memory, _ in MEMORIES]
+    assert [line[0] for line in lines] == list(MEMORIES)
     assert [line[1:] for line in lines] == [
         ("21.0 ± 1.4", "–", "–", "**25.0**"),
         ("–", "–", "–", "24.0"),
