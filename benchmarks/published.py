@@ -32,8 +32,8 @@ PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
 }
 """Test accuracy in percent after each step, by the network that is trained and the exemplars."""
 
-MEMORY_ONLY_FAST = ("cifar100_fast", "fast/memory_only")
-"""The folders of the same comparison by preset ``fast``, made in two parts."""
+MEMORY_ONLY_FAST = ("fast/memory_only", "cifar100_fast")
+"""The folders of the same comparison by preset ``fast``, the newer first."""
 
 
 def published_table(results: Path, *, scales: dict[str, dict[str, tuple[str, ...]]]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -181,7 +182,7 @@ class Condenser:
             images: Real images, uint8 ``[count, channels, height, width]``.
             labels: int64 ``[count]``.
             quotas: Stored images of each class, or one number for all. A class with fewer real
-                images gets as many as it has.
+                images gets as many as it has; if nothing is optimised, as many as hold them all.
             generator: Source of all randomness.
             normalization: What makes ``[0, 1]`` images the network's input; None is none.
             progress: Whether to show a progress bar.
@@ -265,8 +266,16 @@ class Condenser:
             normalization = Normalization.identity(images.shape[1])
         real = RealImages(kept, targets, names, normalization, ranks)
         normalization.apply(torch.zeros_like(images[:1], dtype=torch.float32))
-        counts = [min(limit, len(rows)) for limit, rows in zip(most, real.rows, strict=True)]
+        counts = [
+            min(limit, self._useful(len(rows))) for limit, rows in zip(most, real.rows, strict=True)
+        ]
         return real, counts
+
+    def _useful(self, images: int) -> int:
+        """How many stored images a class of so many real ones can fill."""
+        if self.objective is not None:  # copies need not stay alike
+            return images
+        return math.ceil(images / self.formation.images_per_stored)
 
     def _condense(
         self,

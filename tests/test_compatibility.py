@@ -843,14 +843,14 @@ def shares(total, classes):
 def test_the_buffer_is_balanced_after_every_experience(stream):
     buffer = CondensedBuffer(condenser=make_condenser(), budget=TotalImages(9))
     arrived = []
-    for experience in STREAMS[stream]()[0]:
+    for number, experience in enumerate(STREAMS[stream]()[0]):
         buffer.post_adapt(SimpleNamespace(device="cpu"), experience)
         arrived += sorted(labels_of(experience) - set(arrived))
         counts, fair = buffer.memory.counts, shares(9, arrived)
         assert list(buffer.buffer_groups) == list(counts) == arrived
         assert all(1 <= counts[label] <= fair[label] for label in arrived)
-        # Five images are not always enough to fill it.
-        assert sum(counts.values()) == 9 or "online" in stream
+        # Few images, of which four fit into one, are not enough to fill it.
+        assert sum(counts.values()) == 9 or number == 0 or "online" in stream
         lengths = [len(dataset) for dataset in buffer.buffer_datasets]
         assert lengths == [4 * count for count in counts.values()]
         assert len(buffer.buffer) == sum(lengths) <= buffer.max_size == 4 * 9

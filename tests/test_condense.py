@@ -223,6 +223,23 @@ def test_quotas_may_differ_and_are_cut_to_the_images_there_are(name):
     assert exemplars.counts == {4: 1, 5: 3, 6: 1, 7: 2}
 
 
+@pytest.mark.parametrize("name", ["random", "herding", "k_center", "forgetting"])
+def test_real_images_are_not_stored_again_to_fill_a_quota(name):
+    images, labels = toy((10, 4, 5), shape=(3, 16, 16))
+    condenser = small(name, shape=(3, 16, 16))
+    condenser = replace(condenser, formation=Formation(1, compression=4))
+    exemplars = run(condenser, images, labels, quotas=6).exemplars
+    assert exemplars.counts == {0: 3, 1: 1, 2: 2}
+    shown = condenser.formation.decode(condenser.formation.open(exemplars.pixels))
+    owner = exemplars.labels.repeat_interleave(4)
+    for label in (0, 1, 2):
+        mine = images[labels == label].flatten(1).float() / 255
+        nearest = torch.cdist(shown[owner == label].flatten(1), mine).argmin(dim=1)
+        # Each once, and then what the last stored image has room for.
+        assert nearest.unique().tolist() == list(range(len(mine)))
+        assert nearest[: len(mine)].unique().numel() == len(mine)
+
+
 @every_recipe
 @pytest.mark.parametrize("kind", ["constant", "duplicates", "one-class", "one-image"])
 def test_images_that_tell_nothing_apart_do_no_harm(name, kind):
@@ -235,8 +252,12 @@ def test_images_that_tell_nothing_apart_do_no_harm(name, kind):
         labels = torch.zeros_like(labels)
     else:
         images, labels = images[:1], labels[:1]
-    condensed = run(small(name, outer=2), images, labels, quotas=3)
-    expected = {int(label): min(3, int((labels == label).sum())) for label in labels.unique()}
+    condenser = small(name, outer=2)
+    condensed = run(condenser, images, labels, quotas=3)
+    # Four real images fill one that packs them, and what is not optimised has no use for copies.
+    holds = 1 if condenser.objective else condenser.formation.images_per_stored
+    counts = {int(label): int((labels == label).sum()) for label in labels.unique()}
+    expected = {label: min(3, -(-count // holds)) for label, count in counts.items()}
     assert condensed.exemplars.counts == expected
     assert all(math.isfinite(d) for d in condensed.history.get("distance", []))
 
