@@ -63,6 +63,7 @@ CELLS: dict[str, Callable[[Sequence[Any]], Table]] = {
 SCALES = {
     "fast, CPU": {"convnet3": MEMORY_ONLY_FAST},
     "fast, CPU, 160 epochs": {"convnet3": ("fast/memory_only_160",)},
+    "fast, CPU, width 128, 250 epochs": {"convnet3": ("fast/memory_only_wide",)},
     "paper, GPU": {"convnet3": ("paper/memory_only",), "resnet10": ("paper/resnet10",)},
 }
 """The results that stand beside the published curves; see :mod:`benchmarks.campaign`."""
