@@ -10,7 +10,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.published import MEMORY_ONLY_FAST, finished
+from benchmarks.published import finished
 from benchmarks.tables import Table, percent
 
 
@@ -20,12 +20,12 @@ class Column:
 
     Attributes:
         title: What stands above it.
-        folders: Folders of results, of which the first that has a method counts.
+        folder: Its results.
         methods: What stands for each memory there.
     """
 
     title: str
-    folders: tuple[str, ...]
+    folder: str
     methods: tuple[str, ...]
 
 
@@ -39,12 +39,10 @@ _BESIDE_NEW_DATA = ("stock_replay", "herding", "dream_plus+mdc", "herding+compre
 _ALONE = ("random", "herding", "dream_plus", "herding+compress=10")
 COLUMNS = (
     *(
-        Column(
-            f"beside new data: {images:,} images", (f"fast/balanced_{images}",), _BESIDE_NEW_DATA
-        )
+        Column(f"beside new data: {images:,} images", f"fast/balanced_{images}", _BESIDE_NEW_DATA)
         for images in (200, 500, 2000)
     ),
-    Column("alone: 20 per class", MEMORY_ONLY_FAST, _ALONE),
+    Column("alone: 20 per class", "fast/memory_only", _ALONE),
 )
 
 
@@ -64,7 +62,7 @@ def headline(results: Path) -> Table:
 
 def _cells(results: Path, column: Column) -> list[str]:
     """Of each memory, what every finished seed ends with."""
-    found = finished(results, column.folders)
+    found = finished(results / column.folder)
     last: list[list[float]] = []
     for method in column.methods:
         if method in found:

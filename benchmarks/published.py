@@ -32,23 +32,19 @@ PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
 }
 """Test accuracy in percent after each step, by the network that is trained and the exemplars."""
 
-MEMORY_ONLY_FAST = ("fast/memory_only", "cifar100_fast")
-"""The folders of the same comparison by preset ``fast``, the newer first."""
 
-
-def published_table(results: Path, *, scales: dict[str, dict[str, tuple[str, ...]]]) -> Table:
+def published_table(results: Path, *, scales: dict[str, dict[str, str]]) -> Table:
     """Published, and measured at each scale, side by side.
 
     Args:
         results: The folder of committed results.
-        scales: For each scale the folders in ``results`` of each network's comparisons; a method
-            that is in several is taken from the first.
+        scales: For each scale the folder in ``results`` of each network's comparison.
 
     Returns:
         A header, and a line for each network and method; a dash where there is nothing.
     """
     found = {
-        scale: {network: finished(results, folders) for network, folders in by_network.items()}
+        scale: {network: finished(results / folder) for network, folder in by_network.items()}
         for scale, by_network in scales.items()
     }
     lines = []
@@ -63,20 +59,8 @@ def published_table(results: Path, *, scales: dict[str, dict[str, tuple[str, ...
     return ("network", "exemplars", "published", *scales), lines
 
 
-def finished(results: Path, folders: tuple[str, ...]) -> dict[str, tuple[Comparison, Summary]]:
-    """Each method's finished seeds, with the comparison that they belong to.
-
-    Args:
-        results: The folder of committed results.
-        folders: Folders in it; a method that is in several is taken from the first.
-    """
-    found: dict[str, tuple[Comparison, Summary]] = {}
-    for folder in folders:
-        found = {**_methods(results / folder), **found}
-    return found
-
-
-def _methods(folder: Path) -> dict[str, tuple[Comparison, Summary]]:
+def finished(folder: Path) -> dict[str, tuple[Comparison, Summary]]:
+    """Each method's finished seeds in a folder of results, with their comparison."""
     rows = ResultStore(folder).rows()
     steps = {row["step"] for row in rows}
     cells = {(row["method"], row["seed"], row["step"]) for row in rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -56,13 +57,18 @@ def measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Lay a table out in Markdown, its first column to the left and numbers to the right."""
+    """Lay a table out in Markdown, numbers to the right."""
+    lines = list(lines)
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    rule = ("---", *("---:" for _ in header[1:])) if len(header) > 2 else ("---", "---")
+    columns = zip(*lines, strict=True) if lines else [()] * len(header)
+    rule = ["---:" if all(map(_NUMBER.match, cells)) else "---" for cells in columns]
     return "\n".join((line(header), line(rule), *(line(cells) for cells in lines)))
+
+
+_NUMBER = re.compile(r"[*–−-]*\d|–|$")
 
 
 def percent(values: Sequence[float]) -> str:

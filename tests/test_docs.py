@@ -301,7 +301,7 @@ def test_memory_file_commands_run(page: Path, small: Path) -> None:
 
 
 def test_choice_is_the_most_accurate_first() -> None:
-    folder = ROOT / "benchmarks" / "results" / "cifar100_fast"
+    folder = ROOT / "benchmarks" / "results" / "fast" / "memory_only"
     header, lines = choice_table(folder)
     column = header.index("average accuracy")
     averages = [float(line[column].split(" ± ")[0]) for line in lines]
@@ -353,7 +353,7 @@ def test_site_builds_without_a_warning_and_without_a_network(
         assert all((path.parent / picture).is_file() for picture in pictures if ":" not in picture)
     for sheet in tmp_path.rglob("*.css"):
         assert not re.search(r"url\([\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8"))
-    assert "results/cifar100_fast/accuracy.png" in pages[tmp_path / "index.html"]
+    assert "results/fast/memory_only/accuracy.png" in pages[tmp_path / "index.html"]
     assert not list(tmp_path.rglob("*.py"))
 
     reference = "".join(text for path, text in pages.items() if path.parent.name == "reference")
