@@ -12,6 +12,9 @@ from benchmarks.summary import deviation
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """A header and lines of cells."""
 
+# Also one in bold, with a sign, not measured or left out.
+_NUMBER = re.compile(r"[*–−-]*\d|–|$")
+
 
 def text_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Lay a table out for a terminal."""
@@ -63,12 +66,9 @@ def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    columns = zip(*lines, strict=True) if lines else [()] * len(header)
-    rule = ["---:" if all(map(_NUMBER.match, cells)) else "---" for cells in columns]
+    columns = zip(header, *lines, strict=True)
+    rule = ["---:" if all(map(_NUMBER.match, cells)) else "---" for _, *cells in columns]
     return "\n".join((line(header), line(rule), *(line(cells) for cells in lines)))
-
-
-_NUMBER = re.compile(r"[*–−-]*\d|–|$")
 
 
 def percent(values: Sequence[float]) -> str:
