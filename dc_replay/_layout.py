@@ -124,8 +124,9 @@ def layout(channels: int, height: int, width: int, length: int) -> Layout:
         )
     if length < 3 * channels:
         raise ArgumentError(
-            f"an image of {channels}x{height}x{width} cannot be stored in {length} bytes, of which "
-            f"{2 * channels} go for the mean and the scale of each channel; lower `compression`"
+            f"`compression` is too high: an image of {channels}x{height}x{width} cannot be stored "
+            f"in {length} bytes, of which {2 * channels} go for the mean and the scale of each "
+            f"channel; lower it"
         )
     side = math.sqrt(height * width)
     rows = (np.arange(height) * side / height)[:, None] ** 2

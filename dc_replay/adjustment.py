@@ -113,6 +113,7 @@ class LogitAdjustmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
             ArgumentError: If the logits or labels are not those of one column per class.
         """
         logits, labels = strategy.mb_output, strategy.mb_y
+        check_logits(logits)
         if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
             raise ArgumentError(
                 f"`mbatch` holds labels of shape {list(labels.shape)} and {labels.dtype} for "
@@ -148,6 +149,15 @@ def check_one_head(model: nn.Module, why: str) -> None:
     if isinstance(DistributedHelper.unwrap_model(model), MultiTaskModule):
         raise ArgumentError(
             f"`model` is a MultiTaskModule, which has a head for each task, but {why}"
+        )
+
+
+def check_logits(output: object) -> None:
+    """Raise an ArgumentError unless a model's output is a tensor."""
+    if not isinstance(output, Tensor):
+        raise ArgumentError(
+            f"`model` returns a {type(output).__name__}, but here it must return its logits alone, "
+            f"a tensor [batch, classes]; wrap it in a module that does"
         )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Generator, Tensor
 
+from dc_replay._progress import progress as progress_bar
 from dc_replay.formation import Formation
 from dc_replay.placement import HostImages
 from dc_replay.programs import Programs
@@ -21,6 +24,7 @@ class Apprentice:
         formation: How stored images become those that it sees.
         real: The images of the experience.
         generator: Source of the order and augmentation in training.
+        progress: What a progress bar over several epochs is called; None shows none.
     """
 
     def __init__(
@@ -31,12 +35,14 @@ class Apprentice:
         formation: Formation,
         real: RealImages,
         generator: Generator,
+        progress: str | None = None,
     ) -> None:
         self.functions = functions
         self.training = training
         self.formation = formation
         self.real = real
         self.generator = generator
+        self.progress = progress
         self.restart()
 
     def restart(self) -> None:
@@ -72,7 +78,7 @@ class Apprentice:
 
     def train(self, epochs: int) -> None:
         """Train for some epochs on the real images."""
-        for _ in range(epochs):
+        for _ in self._counted(epochs):
             self.train_on_real()
 
     def forgotten(self, epochs: int) -> Tensor:
@@ -80,7 +86,7 @@ class Apprentice:
         rows = torch.cat(self.real.rows)
         before = torch.zeros_like(self.real.targets, dtype=torch.bool)
         ever, count = before.clone(), torch.zeros_like(self.real.targets)
-        for _ in range(epochs):
+        for _ in self._counted(epochs):
             self.train_on_real()
             logits = self.real.outputs(
                 lambda images: self.functions.forward(self.parameters, images)[0]
@@ -104,6 +110,13 @@ class Apprentice:
         counts = torch.tensor([len(images) for images in decoded], device=device)
         targets = torch.arange(len(decoded), device=device).repeat_interleave(counts)
         self._train(torch.cat(decoded), targets, None)
+
+    def _counted(self, epochs: int) -> Iterable[int]:
+        """Epochs, with a bar where there is something to wait for."""
+        hidden = self.progress is None or epochs < 2
+        return progress_bar(
+            range(epochs), desc=self.progress, unit="epoch", disable=hidden, leave=False
+        )
 
     def _train(self, images: Tensor | HostImages, targets: Tensor, limit: int | None) -> None:
         self.training.train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import time
@@ -24,13 +25,20 @@ from avalanche.training.storage_policy import ExemplarsBuffer
 from avalanche.training.supervised.er_aml import ER_AML
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 from dc_replay._checks import path_of, whole
 from dc_replay.budgets import Budget, Smallest, TotalImages
 from dc_replay.condense import Condensed, Condenser
 from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.exemplars import Exemplars
-from dc_replay.experiences import ExperienceImages, gather, several_tasks
+from dc_replay.experiences import (
+    ExperienceImages,
+    classes_of,
+    gather,
+    glance,
+    several_tasks,
+)
 from dc_replay.formation import Formation
 from dc_replay.memory import ExemplarMemory
 from dc_replay.pixels import Normalization, quantise
@@ -200,6 +208,38 @@ class CondensedBuffer(ExemplarsBuffer):
         table[list(tasks)] = torch.tensor(list(tasks.values()), dtype=labels.dtype)
         return table.to(labels.device)[labels]
 
+    def check(self, experience: Any, *, device: torch.device | str) -> tuple[int, ...]:
+        """Refuse what :meth:`remember` would, as far as labels and one image tell.
+
+        For those who remember an experience only after hours of training on it.
+
+        Args:
+            experience: An experience of a benchmark's train stream.
+            device: Where it is to be condensed.
+
+        Returns:
+            The shape of its images, ``(channels, height, width)``.
+
+        Raises:
+            ArgumentError: As by :meth:`remember`, or if ``checkpoint_dir`` cannot be made.
+        """
+        device = torch.device(device)
+        generator = stream(self.seed, _CHECKING, device=device)
+        image, tasks = glance(experience, device=device, generator=generator)
+        self._check_tasks(tasks)
+        channels, height, width = shape = tuple(image.shape)
+        classes = classes_of(experience)
+        self._memory.quotas_with(sorted(classes), shape)
+        normalization = self._normalization()
+        if normalization is not None:  # of as many channels
+            normalization.invert(image[None].cpu().float())
+        check = getattr(self.condenser, "check", None)  # another's condenser may have none
+        if check is not None:
+            check((channels, height, width), len(classes), device=device)
+        if self.checkpoint_dir is not None:
+            self._checkpoint(self.checkpoint_dir)
+        return shape
+
     def remember(self, experience: Any, *, device: torch.device | str) -> Condensed:
         """Condense an experience's images and store the exemplars.
 
@@ -231,10 +271,7 @@ class CondensedBuffer(ExemplarsBuffer):
             resident=self.resident,
         )
         tasks = gathered.tasks or {}
-        for label, task in tasks.items():
-            known = self._tasks.get(label, task)
-            if known != task:
-                raise ArgumentError(several_tasks(label, known, task))
+        self._check_tasks(tasks)
         classes = gathered.labels.unique().tolist()
         quotas = memory.quotas_with(classes, gathered.pixels.shape[1:])
         images, labels = self._with_returning(gathered, classes)
@@ -342,6 +379,12 @@ class CondensedBuffer(ExemplarsBuffer):
     def buffer_datasets(self) -> list[AvalancheDataset[Any]]:
         """The buffer of each class, in order of arrival."""
         return [group.buffer for group in self.buffer_groups.values()]
+
+    def _check_tasks(self, tasks: dict[int, int]) -> None:
+        for label, task in tasks.items():
+            known = self._tasks.get(label, task)
+            if known != task:
+                raise ArgumentError(several_tasks(label, known, task))
 
     def _options(self, gathered: ExperienceImages, device: torch.device) -> dict[str, Any]:
         """What a condenser is asked for only where it is needed; another's may not know it."""
@@ -471,15 +514,36 @@ _DISTANCES = 256
 _CONDENSING = 0
 REPLAYING = 1
 ORDERING = 2
+_CHECKING = 3
 
 
 def check_augment(augment: object) -> None:
-    """Raise an ArgumentError unless it can be called, or is None."""
-    if augment is not None and not callable(augment):
+    """Raise an ArgumentError unless it can be called with two arguments, or is None."""
+    if augment is None:
+        return
+    if not callable(augment):
         raise ArgumentError(
             f"`augment` is {augment!r}, which cannot be called; pass a function of a batch of "
             f"images and a generator"
         )
+    # Those of version 2 take any number of arguments, and would transform the generator.
+    if isinstance(augment, v2.Transform) or not _takes_two(augment):
+        raise ArgumentError(
+            f"`augment` is {augment!r}, which does not take a batch of images and a generator; "
+            f"pass augmentation('crop', 'flip'), or for a transform t, which draws from torch's "
+            f"global generator, lambda images, generator: t(images)"
+        )
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Whether it can be called with two arguments; a module says so of its ``forward``."""
+    try:
+        inspect.signature(getattr(function, "forward", function)).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # some that are written in C do not say
+        return True
+    return True
 
 
 def check_seed(seed: int) -> None:

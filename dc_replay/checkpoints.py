@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +21,7 @@ from dc_replay._checks import path_of
 from dc_replay._writing import remove_unfinished, write_whole
 from dc_replay.distributed import SINGLE, Ranks
 from dc_replay.errors import ArgumentError, DCReplayError
+from dc_replay.identity import identity
 
 FORMAT = "dc-replay-condensation"
 FORMAT_VERSION = "2"
@@ -204,17 +204,11 @@ def fingerprint(parts: Iterable[object]) -> str:
     """A digest of what a result follows from.
 
     Args:
-        parts: Tensors count with their bytes, everything else as it describes itself, but for the
-            addresses of functions, which differ from process to process.
+        parts: Each counts with its :func:`~dc_replay.identity.identity`.
     """
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Tensor):
-            data = part.detach().cpu().contiguous()
-            digest.update(f"{data.dtype} {list(data.shape)}".encode())
-            # Read where they are: there may be as many as the memory holds once.
-            digest.update(data.view(torch.uint8).numpy().data if data.numel() else b"")
-        else:
-            digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(part)).encode())
+        for piece in identity(part):
+            digest.update(piece)
         digest.update(b"\0")
     return digest.hexdigest()

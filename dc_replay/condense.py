@@ -185,7 +185,7 @@ class Condenser:
                 images gets as many as it has; if nothing is optimised, as many as hold them all.
             generator: Source of all randomness.
             normalization: What makes ``[0, 1]`` images the network's input; None is none.
-            progress: Whether to show a progress bar.
+            progress: Whether to show progress bars.
             checkpoint: A file to write the state to after matching networks, as often as takes a
                 hundredth of the time, and at the end. If it is there already, and belongs to this
                 recipe, these images and this generator's state, the condensation goes on from it
@@ -219,6 +219,30 @@ class Condenser:
             isolated(generator, real.images.device),
         ):
             return self._condense(real, counts, generator, progress, checkpoint)
+
+    def check(
+        self,
+        image_shape: tuple[int, int, int],
+        classes: int,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Refuse images that :meth:`condense` would, as far as their shape tells.
+
+        For those who condense only after hours of training.
+
+        Args:
+            image_shape: ``(channels, height, width)``.
+            classes: How many classes there will be.
+            device: Where they are to be condensed.
+
+        Raises:
+            ArgumentError: If such images cannot be stored so, the network does not accept them or
+                has no usable features, or the device lacks the precision.
+        """
+        self.formation.check(*image_shape)
+        with torch.inference_mode(False), torch.enable_grad():
+            programs(self._plan(image_shape, classes, _as_device(device)))
 
     def _checked(
         self,
@@ -285,39 +309,27 @@ class Condenser:
         progress: bool,
         checkpoint: str | os.PathLike[str] | None,
     ) -> Condensed:
+        shown = progress and real.ranks.rank == 0
+        channels, height, width = real.images.shape[1:]
+        functions = programs(
+            self._plan((channels, height, width), len(real.labels), real.images.device)
+        )
         file: Checkpoint | None = None
         if checkpoint is not None and self.objective is not None:
             arguments = self._arguments(real, counts, generator).values()
-            digest = fingerprint(part for parts in arguments for part in parts)
-            file = Checkpoint(checkpoint, digest, real.ranks)
+            parts = (part for parts in arguments for part in parts)
+            file = Checkpoint(
+                checkpoint, fingerprint([*parts, functions.network.structure]), real.ranks
+            )
         saved = file.load(real.images.device) if file is not None else None
         pace = self._pace(real.images.device, real.ranks)
-        channels, height, width = real.images.shape[1:]
-        network = self.network
-        if network is None:
-            network = convnet_for((channels, height, width))
-        functions = programs(
-            Plan(
-                factory=network,
-                # With a single output the loss would be 0, and so would its gradients.
-                classes=max(2, len(real.labels)),
-                shape=(channels, height, width),
-                device=real.images.device,
-                objective=self.objective,
-                formation=self.formation,
-                augment=self.augment,
-                training=self.training,
-                precision=self.precision,
-                compile=self._compiles(len(real.labels)),
-                classes_at_once=self.classes_at_once,
-            )
-        )
         apprentice = Apprentice(
             functions,
             training=self.training,
             formation=self.formation,
             real=real,
             generator=generator,
+            progress=f"{self.name}: network" if shown else None,
         )
         period = self.multisize.period if self.multisize is not None else 0
         if self.seconds is None and self.outer <= 2 * period:
@@ -371,7 +383,7 @@ class Condenser:
             total=pace.total,
             desc=self.name,
             unit=pace.unit,
-            disable=not progress or real.ranks.rank > 0,
+            disable=not shown,
             leave=False,
             bar_format=None if self.seconds is None else _CLOCK,
         ) as bar:
@@ -385,6 +397,22 @@ class Condenser:
         if file is not None and not finished_before:
             file.try_to_save(optimisation.state())
         return result(optimisation.stored(), **optimisation.history)
+
+    def _plan(self, shape: tuple[int, int, int], classes: int, device: torch.device) -> Plan:
+        return Plan(
+            factory=convnet_for(shape) if self.network is None else self.network,
+            # With a single output the loss would be 0, and so would its gradients.
+            classes=max(2, classes),
+            shape=shape,
+            device=device,
+            objective=self.objective,
+            formation=self.formation,
+            augment=self.augment,
+            training=self.training,
+            precision=self.precision,
+            compile=self._compiles(classes),
+            classes_at_once=self.classes_at_once,
+        )
 
     def _initial(self, real: RealImages, counts: list[int], apprentice: Apprentice) -> list[Tensor]:
         generator = apprentice.generator

@@ -97,6 +97,53 @@ def gather(
         return reader.read(Normalization.from_range(low, high)).images
 
 
+def glance(
+    experience: Any, *, device: torch.device | str, generator: Generator
+) -> tuple[Tensor, dict[int, int]]:
+    """An experience's first image as :func:`gather` reads it, and the task label of each class.
+
+    Args:
+        experience: As :func:`gather` takes it.
+        device: Where the images are to go.
+        generator: As for :func:`gather`.
+
+    Returns:
+        The image ``[channels, height, width]`` as the evaluation transforms leave it, and task
+        labels where the item carries one and the dataset lists them.
+
+    Raises:
+        ArgumentError: If there is no item, it is of another form, or a class comes with several
+            task labels.
+    """
+    dataset = _evaluation_view(experience)
+    with isolated(generator, torch.device(device)), torch.no_grad():
+        reader = _Reader(dataset, torch.device(device), resident=True)
+    tasks: dict[int, int] = {}
+    if reader.with_tasks:
+        listed = (getattr(dataset, name, ()) for name in ("targets", "targets_task_labels"))
+        for label, task in set(zip(*listed, strict=False)):
+            _note_task(tasks, int(label), int(task))
+    return reader.first, tasks
+
+
+def classes_of(experience: Any) -> set[int]:
+    """The class labels of an experience, which not every benchmark lists.
+
+    Raises:
+        ArgumentError: If neither the experience nor its dataset says.
+    """
+    listed = getattr(experience, "classes_in_this_experience", None)
+    if listed is None:
+        targets = getattr(getattr(experience, "dataset", None), "targets", None)
+        if targets is None:
+            raise ArgumentError(
+                "`experience` has neither classes_in_this_experience nor a dataset with targets; "
+                "wrap its data by as_classification_dataset from avalanche.benchmarks.utils"
+            )
+        listed = targets.uniques if hasattr(targets, "uniques") else targets
+    return {int(label) for label in listed}
+
+
 def find_normalize(dataset: Any, channels: int) -> Normalization | None:
     """The last torchvision ``Normalize`` that a dataset applies to images when evaluating.
 
@@ -141,6 +188,7 @@ class _Reader:
         self.device = device
         self._zeroth: Any = dataset[0]
         self.first = self._image(0, self._item(0)[0])
+        self.with_tasks = len(self._item(0)) == 3
         self.home = home(resident, len(dataset) * self.first.numel(), device=device)
 
     def read(self, normalization: Normalization) -> _Reading:
@@ -178,7 +226,7 @@ class _Reader:
             torch.cat(pixels),
             torch.tensor(labels, device=self.device),
             normalization,
-            tasks if len(self._item(0)) == 3 else None,
+            tasks if self.with_tasks else None,
             tensor_labels,
         )
         extremes = torch.stack(bounds)

@@ -367,6 +367,11 @@ class MatchingNetwork:
             )
         return built
 
+    @property
+    def structure(self) -> str:
+        """The network's layers and the shapes of its weights."""
+        return f"{self._module} {self._shapes}"
+
     def __call__(self, parameters: Parameters, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images to logits ``[batch, classes]`` and features ``[batch, features]``."""
         named = {f"network.{name}": value for name, value in parameters.items()}
@@ -415,6 +420,11 @@ class MatchingNetwork:
                     f"`network` does not accept images of shape {list(example.shape[1:])}: "
                     f"{error}; build it for this number of channels and this size"
                 ) from error
+        if not isinstance(logits, Tensor):
+            raise ArgumentError(
+                f"`network` returns a {type(logits).__name__}, but must return its logits alone, a "
+                f"tensor [batch, classes]; wrap it in a module that does"
+            )
         if features.ndim != 2 or logits.shape != (2, self.classes):
             raise ArgumentError(
                 f"`network` has no usable features: for two images its last linear layer takes "

@@ -13,12 +13,13 @@ from avalanche.distributed import DistributedHelper
 from torch import Generator, Tensor, nn
 
 from dc_replay._checks import real, whole
-from dc_replay.adjustment import check_one_head
+from dc_replay.adjustment import check_logits, check_one_head
 from dc_replay.budgets import Budget
 from dc_replay.buffer import REPLAYING, CondensedBuffer, ImageAugment, check_augment, stream
 from dc_replay.condense import Condenser
 from dc_replay.distillation import check_temperature, distillation_loss
 from dc_replay.errors import ArgumentError
+from dc_replay.experiences import classes_of
 from dc_replay.memory import ExemplarMemory
 from dc_replay.memory_only import MemoryOnlyPlugin
 from dc_replay.pixels import Normalization
@@ -103,6 +104,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         self.batch_size_mem = batch_size_mem
         self.augment = augment
         self._generator: Generator | None = None
+        self._shape: tuple[int, ...] = ()
 
     @property
     def memory(self) -> ExemplarMemory:
@@ -119,7 +121,13 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         return self.buffer.history
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Start the draws of this experience; each process of a distributed run has its own."""
+        """Start the draws of this experience; each process of a distributed run has its own.
+
+        Raises:
+            ArgumentError: If the experience could not be condensed after training on it; see
+                :meth:`~dc_replay.buffer.CondensedBuffer.check`.
+        """
+        self._shape = self.buffer.check(strategy.experience, device=strategy.device)
         self._generator = stream(
             self.buffer.seed,
             REPLAYING,
@@ -135,26 +143,25 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             ArgumentError: If the mini-batch holds images of another shape, or values that an
                 exemplar does not have.
         """
-        if not len(self.memory) or self._generator is None:
+        if self._generator is None:
             return
         batch = strategy.mbatch
-        _check_batch(batch, self.memory)
-        device = batch[0].device
-        if batch[0].is_floating_point():
-            batch[0] = some_coarse(
-                batch[0],
-                self.memory.formation,
-                share=self.match_resolution,
-                generator=self._generator,
-            )
+        _check_batch(batch, self._shape)  # with an empty memory, too, for the sake of what follows
+        if not len(self.memory):
+            return
+        new = batch[0]
+        coarse = some_coarse(
+            new if new.is_floating_point() else new.float(),
+            self.memory.formation,
+            share=self.match_resolution,
+            generator=self._generator,
+        )
         count = self.batch_size_mem or strategy.train_mb_size
         images, labels = self.memory.sample(count, generator=self._generator)
-        images, labels = images.to(device), labels.to(device)
+        images, labels = images.to(new.device), labels.to(new.device)
         if self.augment is not None:
             images = self.augment(images, self._generator)
-        if batch[0].is_floating_point():
-            images = images.to(batch[0].dtype)
-        batch[0] = torch.cat([batch[0], images])
+        batch[0] = torch.cat([_in_type(coarse, new.dtype), _in_type(images, new.dtype)])
         batch[1] = torch.cat([batch[1], labels.to(batch[1].dtype)])
         if len(batch) == 3:
             tasks = self.buffer.task_labels(labels).to(batch[2].dtype)
@@ -205,7 +212,12 @@ class DistillationPlugin(SupervisedPlugin[Any], supports_distributed=True):
         )
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Add the loss."""
+        """Add the loss.
+
+        Raises:
+            ArgumentError: If the model returns anything but a tensor of logits.
+        """
+        check_logits(strategy.mb_output)
         if self.teacher is None:
             return
         with torch.no_grad():
@@ -231,35 +243,22 @@ class DistillationPlugin(SupervisedPlugin[Any], supports_distributed=True):
         self.teacher = copy.deepcopy(unwrapped).eval().requires_grad_(False)
 
 
-def classes_of(experience: Any) -> set[int]:
-    """The class labels of an experience, which not every benchmark lists.
-
-    Raises:
-        ArgumentError: If neither the experience nor its dataset says.
-    """
-    listed = getattr(experience, "classes_in_this_experience", None)
-    if listed is None:
-        targets = getattr(getattr(experience, "dataset", None), "targets", None)
-        if targets is None:
-            raise ArgumentError(
-                "`experience` has neither classes_in_this_experience nor a dataset with targets; "
-                "wrap its data by as_classification_dataset from avalanche.benchmarks.utils"
-            )
-        listed = targets.uniques if hasattr(targets, "uniques") else targets
-    return {int(label) for label in listed}
+def _in_type(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Images in the type of a mini-batch; bytes go to networks that begin by normalising them."""
+    return images.to(dtype) if dtype.is_floating_point else images.round().clamp(0, 255).to(dtype)
 
 
-def _check_batch(batch: list[Tensor], memory: ExemplarMemory) -> None:
+def _check_batch(batch: list[Tensor], image_shape: tuple[int, ...]) -> None:
     if len(batch) not in (2, 3):
         raise ArgumentError(
             f"`mbatch` holds {len(batch)} values, but an exemplar has an image, a label and "
             f"perhaps a task label; replay cannot make up the others"
         )
     shape = tuple(batch[0].shape[1:])
-    if shape != memory.image_shape:
+    if shape != image_shape:
         raise ArgumentError(
-            f"`mbatch` holds images of shape {shape}, but exemplars are {memory.image_shape}, the "
-            f"shape that the evaluation transforms give; make training and evaluation transforms "
+            f"`mbatch` holds images of shape {shape}, but exemplars are {image_shape}, the shape "
+            f"that the evaluation transforms give; make training and evaluation transforms "
             f"agree on it"
         )
     if batch[1].ndim != 1:

@@ -279,6 +279,18 @@ class Grows:
         return ConvNet(classes, size=(8, 8), width=self.width, depth=1)
 
 
+class WithFeatures(nn.Module):
+    """Returns its logits together with what they were computed from."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.head = nn.Linear(192, classes)
+
+    def forward(self, images):
+        features = images.flatten(1)
+        return self.head(features), features
+
+
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
@@ -306,6 +318,10 @@ class Grows:
             lambda classes: ConvNet(classes, channels=1, size=(8, 8), width=2, depth=1),
             "`network` does not accept images of shape \\[3, 8, 8\\]: .*build it for this number",
         ),
+        (
+            lambda classes: WithFeatures(classes),
+            "`network` returns a tuple, but must return its logits alone",
+        ),
         (lambda classes: torch.relu, "`network` must build a torch.nn.Module .*returned builtin"),
         (lambda classes: None, "`network` must build a torch.nn.Module .*returned NoneType"),
         (Unused, "^`network` has no usable features: its forward pass does not call its last"),
@@ -322,6 +338,7 @@ class Grows:
         "not-flat",
         "size",
         "channels",
+        "several",
         "function",
         "none",
         "unused",

@@ -22,15 +22,18 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
 from torch import nn
 from torch.utils.data import Dataset
+from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from dc_replay import recipes
+from dc_replay import _progress, recipes
+from dc_replay.adjustment import LogitAdjustmentPlugin
 from dc_replay.budgets import ImagesPerClass, TotalImages
 from dc_replay.distillation import distillation_loss
 from dc_replay.errors import ArgumentError
 from dc_replay.formation import Formation
 from dc_replay.memory import ExemplarMemory
 from dc_replay.networks import convnet_for
+from dc_replay.pixels import Normalization
 from dc_replay.plugin import CondensedReplayPlugin, DistillationPlugin, MemoryOnlyPlugin
 
 SIDE = 8
@@ -219,6 +222,50 @@ def test_exemplars_are_replayed_normalised():
         assert same.any() and set(labels[same].tolist()) == {int(label)}
 
 
+class Bytes(Pictures):
+    """The same as bytes, for networks that begin by scaling them."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return (image * 255).to(torch.uint8), label
+
+
+class Scaling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = model()
+        self.seen = []
+
+    def forward(self, images):
+        scaled = v2.ToDtype(torch.float32, scale=True)(images)
+        self.seen.append(scaled)
+        return self.inner(scaled)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_batches_of_bytes_stay_bytes(share):
+    data = as_classification_dataset(Bytes())
+    benchmark = class_incremental_benchmark(
+        {"train": data, "test": data}, num_experiences=2, class_order=ORDER
+    )
+    condenser = recipes.random(factor=2, network=NETWORK)
+    plugin = CondensedReplayPlugin(**options_of(condenser=condenser, match_resolution=share))
+    batches, network = Batches(), Scaling()
+    strategy = naive(plugin, batches, network=network)
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+    shown = batches.seen[1][0][0]
+    assert shown.dtype == torch.uint8 and len(shown) == 10
+    decoded = plugin.memory.decoded(normalised=False)[0]
+    for image in shown[5:]:
+        assert (decoded * 255 - image).abs().flatten(1).amax(dim=1).min() <= 0.51
+    assert max(float(seen.max()) for seen in network.seen) <= 1
+    new = torch.stack([image for image, _ in Bytes()]).float()
+    new = Formation(2).coarse(new).round() if share else new
+    for image in shown[:5]:
+        assert (new == image).flatten(1).all(dim=1).any()
+
+
 def test_augmentation_is_for_exemplars_alone(device):
     given = []
 
@@ -344,13 +391,65 @@ def soft(batch):
         (soft, r"labels of shape \[5, 6\].*must come after this one"),
     ],
 )
-def test_batches_that_exemplars_do_not_fit_are_refused(change, message):
+@pytest.mark.parametrize("trained", [0, 1])
+def test_batches_that_exemplars_do_not_fit_are_refused(change, message, trained):
     plugin, stream = CondensedReplayPlugin(**options_of()), pairs().train_stream
     strategy = naive(plugin)
-    strategy.train(stream[0])
+    for experience in stream[:trained]:
+        strategy.train(experience)
     strategy.plugins.insert(0, Spoil(change))
     with pytest.raises(ArgumentError, match=message):
+        strategy.train(stream[trained])
+    assert strategy.clock.train_exp_iterations == 0
+
+
+LATE = {
+    "budget": (options_of(budget=TotalImages(1)), "below one image for each of 2 classes"),
+    "network": (
+        options_of(condenser=recipes.herding(network=convnet_for((1, SIDE, SIDE)))),
+        r"`network` does not accept images of shape \[3, 8, 8\]",
+    ),
+    "factor": (options_of(condenser=recipes.random(factor=7)), "`factor` is 7, which leaves whole"),
+    "compression": (
+        options_of(condenser=recipes.random(compression=200)),
+        "`compression` is too high",
+    ),
+    "normalization": (
+        options_of(normalization=Normalization((0.5,), (0.2,))),
+        r"this normalization is for \[batch, 1, height, width\]",
+    ),
+    "folder": (options_of(checkpoint_dir=__file__), "`checkpoint_dir` is .*cannot be made"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), LATE.values(), ids=LATE)
+def test_what_cannot_be_condensed_is_refused_before_training(options, message):
+    strategy = naive(CondensedReplayPlugin(**options))
+    with pytest.raises(ArgumentError, match=message):
+        strategy.train(pairs().train_stream[0])
+    assert strategy.clock.train_iterations == 0
+
+
+def test_classes_that_begin_at_zero_in_each_experience_are_refused_before_training():
+    stream = triples(class_ids_from_zero_in_each_exp=True, fixed_class_order=None).train_stream
+    strategy = naive(CondensedReplayPlugin(**options_of()))
+    strategy.train(stream[0])
+    done = strategy.clock.train_iterations
+    with pytest.raises(ArgumentError, match="class_ids_from_zero_in_each_exp=False"):
         strategy.train(stream[1])
+    assert strategy.clock.train_iterations == done > 0
+
+
+def test_looking_ahead_draws_nothing_from_global_generators():
+    states = []
+    for plugins in ([], [CondensedReplayPlugin(**options_of(condenser=recipes.herding()))]):
+        strategy, experience = naive(*plugins), pairs().train_stream[0]
+        strategy.experience = experience
+        torch.manual_seed(5)
+        for plugin in plugins:
+            plugin.before_training_exp(strategy)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
 
 
 def test_double_precision_stays():
@@ -600,6 +699,38 @@ def test_the_teacher_draws_nothing_from_global_generators():
     torch.testing.assert_close(*results)
 
 
+class WithFeatures(nn.Module):
+    """Returns its logits together with what they were computed from."""
+
+    def __init__(self, classes=6):
+        super().__init__()
+        self.head = nn.Linear(3 * SIDE * SIDE, classes)
+
+    def forward(self, images):
+        features = images.flatten(1)
+        return self.head(features), features
+
+
+@pytest.mark.parametrize("make", [DistillationPlugin, LogitAdjustmentPlugin])
+def test_models_that_return_more_than_logits_are_refused_at_once(make):
+    strategy = naive(
+        make(),
+        network=WithFeatures(),
+        criterion=lambda output, labels: nn.functional.cross_entropy(output[0], labels),
+    )
+    with pytest.raises(ArgumentError, match="`model` returns a tuple, but here it must return its"):
+        strategy.train(pairs().train_stream[0])
+
+
+def test_choosing_shows_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(_progress, "LOG_SECONDS", 0.0)
+    condenser = recipes.herding(network=NETWORK, epochs=4)
+    naive(CondensedReplayPlugin(**options_of(condenser=condenser, progress=True))).train(
+        pairs().train_stream[0]
+    )
+    assert "herding: network" in capsys.readouterr().err
+
+
 def test_distillation_keeps_what_was_known():
     drifts = []
     for weight in (0.0, 100.0):
@@ -652,6 +783,21 @@ BAD = {
         "`match_resolution` is 1.5, but is a share of the new images",
     ),
     "recipe": (CondensedReplayPlugin, options_of(condenser=recipes.idc), "call a recipe"),
+    "one argument": (
+        MemoryOnlyPlugin,
+        options_of(augment=lambda images: images),
+        "does not take a batch of images and a generator",
+    ),
+    "transform": (
+        CondensedReplayPlugin,
+        options_of(augment=v2.RandomHorizontalFlip()),
+        r"lambda images, generator: t\(images\)",
+    ),
+    "older transform": (
+        CondensedReplayPlugin,
+        options_of(augment=v1.RandomHorizontalFlip()),
+        "does not take a batch of images and a generator",
+    ),
 }
 
 
