@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,6 @@ from avalanche.training.storage_policy import ExemplarsBuffer
 from avalanche.training.supervised.er_aml import ER_AML
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
 from dc_replay._checks import path_of, whole
 from dc_replay.budgets import Budget, Smallest, TotalImages
@@ -43,9 +40,6 @@ from dc_replay.formation import Formation
 from dc_replay.memory import ExemplarMemory
 from dc_replay.pixels import Normalization, quantise
 from dc_replay.placement import Resident, check_resident, home
-
-ImageAugment = Callable[[Tensor, Generator], Tensor]
-"""Changes normalised images ``[batch, channels, height, width]``, keeping their shape."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +218,7 @@ class CondensedBuffer(ExemplarsBuffer):
             ArgumentError: As by :meth:`remember`, or if ``checkpoint_dir`` cannot be made.
         """
         device = torch.device(device)
-        generator = stream(self.seed, _CHECKING, device=device)
+        generator = stream(self.seed, CHECKING, device=device)
         image, tasks = glance(experience, device=device, generator=generator)
         self._check_tasks(tasks)
         channels, height, width = shape = tuple(image.shape)
@@ -514,36 +508,7 @@ _DISTANCES = 256
 _CONDENSING = 0
 REPLAYING = 1
 ORDERING = 2
-_CHECKING = 3
-
-
-def check_augment(augment: object) -> None:
-    """Raise an ArgumentError unless it can be called with two arguments, or is None."""
-    if augment is None:
-        return
-    if not callable(augment):
-        raise ArgumentError(
-            f"`augment` is {augment!r}, which cannot be called; pass a function of a batch of "
-            f"images and a generator"
-        )
-    # Those of version 2 take any number of arguments, and would transform the generator.
-    if isinstance(augment, v2.Transform) or not _takes_two(augment):
-        raise ArgumentError(
-            f"`augment` is {augment!r}, which does not take a batch of images and a generator; "
-            f"pass augmentation('crop', 'flip'), or for a transform t, which draws from torch's "
-            f"global generator, lambda images, generator: t(images)"
-        )
-
-
-def _takes_two(function: Callable[..., Any]) -> bool:
-    """Whether it can be called with two arguments; a module says so of its ``forward``."""
-    try:
-        inspect.signature(getattr(function, "forward", function)).bind(None, None)
-    except TypeError:
-        return False
-    except ValueError:  # some that are written in C do not say
-        return True
-    return True
+CHECKING = 3
 
 
 def check_seed(seed: int) -> None:

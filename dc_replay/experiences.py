@@ -17,6 +17,7 @@ from dc_replay.errors import ArgumentError
 from dc_replay.pixels import Normalization, check_normalization, quantise
 from dc_replay.placement import Resident, home
 from dc_replay.randomness import isolated
+from dc_replay.training_transforms import random_inside
 
 _CHUNK = 256
 _HALF_STEP = 0.5 / 255
@@ -79,6 +80,7 @@ def gather(
     device = torch.device(device)
     with isolated(generator, device), torch.no_grad():
         reader = _Reader(dataset, device, resident)
+        _warn_of_random(dataset)
         if normalization is not None:
             given = reader.read(normalization)
             _check_given(given)
@@ -288,6 +290,18 @@ def _evaluation_view(experience: Any) -> _Dataset:
         )
     view: _Dataset = dataset.eval()
     return view
+
+
+def _warn_of_random(dataset: Any) -> None:
+    names = random_inside(dataset)
+    if names:
+        warnings.warn(
+            f"the experience's own dataset applies {', '.join(names)} to every image that is read "
+            f"from it, so that exemplars hold what that left of them; make the dataset without it, "
+            f"and pass it to Avalanche as training transform (train_transform=, or the group "
+            f"'train' of transform_groups)",
+            stacklevel=3,
+        )
 
 
 def _note_task(tasks: dict[int, int], label: int, task: int) -> None:

@@ -14,15 +14,14 @@ from torch import Generator, Tensor
 
 from dc_replay._checks import whole
 from dc_replay.budgets import Budget
-from dc_replay.buffer import (
-    ORDERING,
-    REPLAYING,
-    CondensedBuffer,
-    ImageAugment,
-    check_augment,
-    stream,
-)
+from dc_replay.buffer import CHECKING, ORDERING, REPLAYING, CondensedBuffer, stream
 from dc_replay.condense import Condenser
+from dc_replay.exemplar_augment import (
+    ExemplarAugment,
+    ImageAugment,
+    as_in_training,
+    check_augment,
+)
 from dc_replay.exemplars import Exemplars
 from dc_replay.memory import ExemplarMemory, shown_at
 from dc_replay.pixels import Normalization
@@ -43,10 +42,12 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
         condenser: What condenses an experience, for example ``dream_plus()``.
         budget: How many stored images each class may have.
         batch_size: None takes the strategy's ``train_mb_size``.
-        presentations_per_stored: Images shown in an epoch for each stored image, by as many passes
-            as that takes; None is as many as it holds, which shows every decoded image once. Give
-            memories of different factors the same number to train on them equally long.
-        augment: Applied to each batch, with a generator of this plugin.
+        presentations_per_stored: Images shown in an epoch for each stored image that the budget
+            allows, by as many passes as that takes; None shows every decoded image once. Give
+            memories of one budget the same number to train on them equally long, whatever they make
+            of it.
+        augment: Applied to each batch, with a generator of this plugin; see
+            :class:`~dc_replay.plugin.CondensedReplayPlugin`.
         normalization: What the network's input is normalised with; None finds it.
         seed: At least 0. Condensing and the order of images follow from it.
         progress: Whether to show progress bars.
@@ -69,7 +70,7 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
         budget: Budget,
         batch_size: int | None = None,
         presentations_per_stored: int | None = None,
-        augment: ImageAugment | None = None,
+        augment: ExemplarAugment = "training",
         normalization: Normalization | None = None,
         seed: int = 0,
         progress: bool = True,
@@ -81,7 +82,8 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
         if presentations_per_stored is not None:
             presentations_per_stored = whole("presentations_per_stored", presentations_per_stored)
         self.presentations_per_stored = presentations_per_stored
-        check_augment(augment)
+        if augment != "training":
+            check_augment(augment)
         self.augment = augment
         self.buffer = CondensedBuffer(
             condenser=condenser,
@@ -118,11 +120,18 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
         ordering = None
         if processes > 1:
             ordering = stream(self.buffer.seed, ORDERING, done, device=strategy.device)
+        augment = None if self.augment == "training" else self.augment
+        shape = self.memory.image_shape
+        if self.augment == "training" and shape is not None:
+            looking = stream(self.buffer.seed, CHECKING, done, device=strategy.device)
+            augment = as_in_training(
+                strategy.adapted_dataset, shape, device=strategy.device, generator=looking
+            )
         strategy.dataloader = MemoryLoader(
             self.buffer,
             batch_size=self.batch_size or strategy.train_mb_size,
             presentations_per_stored=self.presentations_per_stored,
-            augment=self.augment,
+            augment=augment,
             generator=stream(self.buffer.seed, *own, device=strategy.device),
             ordering=ordering,
             part=(DistributedHelper.rank, processes),
@@ -138,8 +147,8 @@ class MemoryLoader:
     Args:
         buffer: The buffer over the memory.
         batch_size: The last batch of an epoch may be smaller.
-        presentations_per_stored: Images shown in an epoch for each stored image; None is every
-            decoded image once.
+        presentations_per_stored: Images shown in an epoch for each stored image that the budget
+            allows; None is every decoded image once.
         augment: Applied to each batch of images.
         generator: Source of all randomness.
         ordering: Source of the order in its place, which is the same for all parts; None is
@@ -171,8 +180,10 @@ class MemoryLoader:
     def images(self) -> int:
         """Images in this part of an epoch."""
         memory = self.buffer.memory
-        each = self.presentations_per_stored or memory.formation.images_per_stored
-        return -(-len(memory) * each // self.part[1])
+        images = memory.decoded_len
+        if self.presentations_per_stored is not None and images:
+            images = sum(memory.quotas_with([]).values()) * self.presentations_per_stored
+        return -(-images // self.part[1])
 
     def __len__(self) -> int:
         return -(-self.images // self.batch_size)

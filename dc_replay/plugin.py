@@ -15,10 +15,16 @@ from torch import Generator, Tensor, nn
 from dc_replay._checks import real, whole
 from dc_replay.adjustment import check_logits, check_one_head
 from dc_replay.budgets import Budget
-from dc_replay.buffer import REPLAYING, CondensedBuffer, ImageAugment, check_augment, stream
+from dc_replay.buffer import CHECKING, REPLAYING, CondensedBuffer, stream
 from dc_replay.condense import Condenser
 from dc_replay.distillation import check_temperature, distillation_loss
 from dc_replay.errors import ArgumentError
+from dc_replay.exemplar_augment import (
+    ExemplarAugment,
+    ImageAugment,
+    as_in_training,
+    check_augment,
+)
 from dc_replay.experiences import classes_of
 from dc_replay.memory import ExemplarMemory
 from dc_replay.memory_only import MemoryOnlyPlugin
@@ -48,7 +54,11 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         budget: How many stored images each class may have.
         batch_size_mem: Exemplars in a mini-batch; None takes the strategy's ``train_mb_size``.
         normalization: What the network's input is normalised with; None finds it.
-        augment: Applied to exemplars only, with a generator of this plugin.
+        augment: Applied to exemplars only, with a generator of this plugin: a function of
+            normalised images and a generator, or None for none. ``"training"`` does what the
+            experience's training transforms do to new images: torchvision's random flips, and
+            random crops out of padded images. A warning names other transforms, which exemplars do
+            not get.
         match_resolution: The share of new images that are shown at the resolution of an exemplar,
             from 0 to 1; each is drawn by itself. An exemplar of a factor above 1 is less sharp than
             a new image, and a network that learns to tell old classes from new ones by that takes
@@ -75,7 +85,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         budget: Budget,
         batch_size_mem: int | None = None,
         normalization: Normalization | None = None,
-        augment: ImageAugment | None = None,
+        augment: ExemplarAugment = "training",
         match_resolution: float = 1.0,
         seed: int = 0,
         progress: bool = True,
@@ -94,7 +104,8 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             checkpoint_dir=checkpoint_dir,
             resident=resident,
         )
-        check_augment(augment)
+        if augment != "training":
+            check_augment(augment)
         if not 0 <= real(match_resolution) <= 1:
             raise ArgumentError(
                 f"`match_resolution` is {match_resolution}, but is a share of the new images, from "
@@ -105,6 +116,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         self.augment = augment
         self._generator: Generator | None = None
         self._shape: tuple[int, ...] = ()
+        self._augment: ImageAugment | None = None
 
     @property
     def memory(self) -> ExemplarMemory:
@@ -128,6 +140,14 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
                 :meth:`~dc_replay.buffer.CondensedBuffer.check`.
         """
         self._shape = self.buffer.check(strategy.experience, device=strategy.device)
+        self._augment = None if self.augment == "training" else self.augment
+        if self.augment == "training":
+            self._augment = as_in_training(
+                strategy.adapted_dataset,
+                self._shape,
+                device=strategy.device,
+                generator=stream(self.buffer.seed, CHECKING, device=strategy.device),
+            )
         self._generator = stream(
             self.buffer.seed,
             REPLAYING,
@@ -159,8 +179,8 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         count = self.batch_size_mem or strategy.train_mb_size
         images, labels = self.memory.sample(count, generator=self._generator)
         images, labels = images.to(new.device), labels.to(new.device)
-        if self.augment is not None:
-            images = self.augment(images, self._generator)
+        if self._augment is not None:
+            images = self._augment(images, self._generator)
         batch[0] = torch.cat([_in_type(coarse, new.dtype), _in_type(images, new.dtype)])
         batch[1] = torch.cat([batch[1], labels.to(batch[1].dtype)])
         if len(batch) == 3:
@@ -169,8 +189,8 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Condense the experience into the memory."""
-        # No generator is in flight when a checkpoint is written.
-        self._generator = None
+        # A checkpoint takes neither a generator in flight nor a function of this experience.
+        self._generator = self._augment = None
         self.buffer.remember_once(strategy)
 
 

@@ -14,8 +14,9 @@ from avalanche.core import SupervisedPlugin
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
-from dc_replay.buffer import ImageAugment, check_augment, check_seed, stream
+from dc_replay.buffer import check_seed, stream
 from dc_replay.errors import ArgumentError
+from dc_replay.exemplar_augment import ImageAugment, check_augment
 from dc_replay.experiences import ExperienceImages, gather
 from dc_replay.pixels import Normalization, Scale, check_normalization
 from dc_replay.randomness import isolated

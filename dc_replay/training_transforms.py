@@ -37,6 +37,42 @@ def training_transforms(dataset: Any) -> TrainingTransforms:
     return found.pop()
 
 
+def random_changes(
+    dataset: Any, size: tuple[int, int]
+) -> tuple[tuple[Flip | Crop, ...], tuple[str, ...]]:
+    """Find what an Avalanche dataset does to images at random when training.
+
+    Those are the mirroring and the padded crops of torchvision's two versions. What else it does
+    when training and not when evaluating is named, conversions and ``Normalize`` apart.
+
+    Args:
+        dataset: The dataset, set to the transforms that are used for training.
+        size: Height and width of an image as the network sees it.
+
+    Returns:
+        The random changes, in order and in values that the network sees, and the names of other
+        transforms; no changes where parts of the dataset differ.
+    """
+    group = getattr(getattr(dataset, "_flat_data", None), "_transform_groups", None)
+    paths = _paths(dataset, getattr(group, "current_group", "train"))
+    found = {path.random(size) for path in paths}
+    if len(found) == 1:
+        return found.pop()
+    return (), tuple(sorted({name for _, names in found for name in names}))
+
+
+def random_inside(dataset: Any) -> tuple[str, ...]:
+    """Names of torchvision's random transforms that a dataset applies inside of itself, always.
+
+    Args:
+        dataset: An Avalanche dataset, which can leave out only transforms that it was given.
+    """
+    paths = _paths(dataset, "eval", look=False)
+    parts = (part for path in paths for part in _parts(path.inside))
+    names = (_name(part) for part in parts if isinstance(part, (nn.Module, v2.Transform)))
+    return tuple(dict.fromkeys(n for n in names if n.startswith("Random") or n in _RANDOM))
+
+
 @dataclass(frozen=True)
 class _Path:
     """The way of images from the innermost dataset outwards.
@@ -78,6 +114,22 @@ class _Path:
         trained.check_type()
         return trained.summary()
 
+    def random(self, size: tuple[int, int]) -> tuple[tuple[Flip | Crop, ...], tuple[str, ...]]:
+        kept = {type(part) for transform in self.evaluation for part in _parts(transform)}
+        trained, others = _Image(self.image, "training"), []
+        raw = trained.size
+        for part in (part for transform in self.training for part in _parts(transform)):
+            trained.size = size  # of images that were perhaps resized, or cut, by now
+            whole = type(part) in _CROPS and raw != size and not any(_borders(part))
+            try:
+                if whole:
+                    raise _refusal(f"cuts {_name(part)} out of larger images")
+                trained.pass_through(part)
+            except ArgumentError:
+                if type(part) not in (*kept, *_TO_TYPE, *_NORMALIZE):
+                    others.append(_name(part))
+        return trained.summary().changes, tuple(others)
+
 
 class _Image:
     """What becomes of an image in a chain of transforms.
@@ -86,6 +138,7 @@ class _Image:
         changes: The random changes so far, with their names and whether they came before the image
             was normalised. Crops are filled with values of that moment.
         normalize: Mean and deviation of the ``Normalize`` so far.
+        size: Height and width.
     """
 
     def __init__(self, image: Any, when: str) -> None:
@@ -93,7 +146,7 @@ class _Image:
         self.changes: list[tuple[str, Flip | Crop, bool]] = []
         self.normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
         self._picture = not isinstance(image, Tensor)
-        self._dtype, self._size = _type_and_size(image)
+        self._dtype, self.size = _type_and_size(image)
 
     def was_made_by(self, transform: Any) -> None:
         """Note what happened before the image was seen, the same in training and evaluation."""
@@ -171,9 +224,9 @@ class _Image:
 
     def _crop(self, transform: Any) -> None:
         name, size = _name(transform), tuple(transform.size)
-        if size != self._size:
+        if size != self.size:
             raise _refusal(
-                f"applies {name} of size {size} to images of size {self._size} when {self.when}"
+                f"applies {name} of size {size} to images of size {self.size} when {self.when}"
             )
         padding = _borders(transform)
         if not any(padding):
@@ -201,10 +254,24 @@ _FLIPS = {
     v2.RandomVerticalFlip: -2,
 }
 _CROPS = (v1.RandomCrop, v2.RandomCrop)
+# Those whose names do not begin so.
+_RANDOM = (
+    "AugMix",
+    "AutoAugment",
+    "ColorJitter",
+    "ElasticTransform",
+    "GaussianNoise",
+    "RandAugment",
+    "ScaleJitter",
+    "TrivialAugmentWide",
+)
 
 
-def _paths(dataset: Any, group: str) -> Iterator[_Path]:
-    """Each way that an image may take through nested datasets, which may be no Avalanche ones."""
+def _paths(dataset: Any, group: str, *, look: bool = True) -> Iterator[_Path]:
+    """Each way that an image may take through nested datasets, which may be no Avalanche ones.
+
+    Without ``look`` no image is read, and paths have none.
+    """
     dataset = getattr(dataset, "_flat_data", dataset)
     # Avalanche's transform groups have no public accessor.
     groups = [
@@ -217,7 +284,7 @@ def _paths(dataset: Any, group: str) -> Iterator[_Path]:
     if not inner and hasattr(getattr(dataset, "dataset", None), "__getitem__"):
         inner = [dataset.dataset]
     if not inner:
-        item = dataset[0]
+        item = dataset[0] if look else None
         yield _Path(item[0] if isinstance(item, (tuple, list)) else item, inside=own)
         return
     training: list[Any] = [each[group] for each in groups] if groups else [own]
@@ -229,7 +296,7 @@ def _paths(dataset: Any, group: str) -> Iterator[_Path]:
     ]
     half = len(training)
     for part in inner:
-        for path in _paths(part, group):
+        for path in _paths(part, group, look=look):
             yield _Path(
                 path.image,
                 path.inside,

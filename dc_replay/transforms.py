@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,6 +50,36 @@ class TrainingTransforms:
 
     changes: tuple[Flip | Crop, ...]
     dtype: torch.dtype
+
+
+def value_changes(
+    changes: Iterable[Flip | Crop], *, channels: int, device: torch.device
+) -> Callable[[Tensor, Generator], Tensor]:
+    """Random changes as one function of normalised images, each by draws of its own.
+
+    Args:
+        changes: In order.
+        channels: Of the images.
+        device: Where they are.
+
+    Returns:
+        A function of ``[batch, channels, height, width]`` and a generator; without changes, it
+        draws nothing and returns what it is given.
+    """
+    done: list[Callable[[Tensor, Generator], Tensor]] = []
+    for change in changes:
+        if isinstance(change, Flip):
+            done.append(partial(flipped, axis=change.axis, probability=change.probability))
+        else:
+            fill = torch.tensor(change.fill).expand(channels).view(1, -1, 1, 1).to(device)
+            done.append(partial(cropped, padding=change.padding, fill=fill))
+
+    def changed(images: Tensor, generator: Generator) -> Tensor:
+        for change in done:
+            images = change(images, generator)
+        return images
+
+    return changed
 
 
 class BatchTransforms:

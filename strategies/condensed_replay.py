@@ -13,6 +13,7 @@ def condensed_replay(setup: Setup) -> Contender:
     replay = CondensedReplayPlugin(
         condenser=setup.condenser,
         budget=setup.budget,
+        augment=None,  # whole mini-batches are augmented, whatever is in them
         match_resolution=setup.match_resolution,
         seed=setup.seed,
         progress=setup.progress,

@@ -17,6 +17,7 @@ def gdumb(setup: Setup) -> Contender:
     memory = MemoryOnlyPlugin(
         condenser=setup.condenser,
         budget=setup.budget,
+        augment=None,  # whole mini-batches are augmented, whatever is in them
         presentations_per_stored=setup.presentations_per_stored,
         seed=setup.seed,
         progress=setup.progress,

@@ -15,6 +15,7 @@ def memory_only(setup: Setup) -> Contender:
     memory = MemoryOnlyPlugin(
         condenser=setup.condenser,
         budget=setup.budget,
+        augment=None,  # whole mini-batches are augmented, whatever is in them
         presentations_per_stored=setup.presentations_per_stored,
         seed=setup.seed,
         progress=setup.progress,

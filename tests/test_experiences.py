@@ -1,4 +1,5 @@
 import random
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -282,6 +283,25 @@ BAD = {
 def test_bad_items_are_refused(changed, message):
     with pytest.raises(ArgumentError, match=message):
         gathered(some(**changed))
+
+
+@pytest.mark.parametrize(
+    ("transform", "named"),
+    [
+        (v2.Compose([v2.RandomCrop(8, padding=4), v2.Normalize([0.5], [0.2])]), "RandomCrop"),
+        (v1.Compose([v1.ColorJitter(0.5), v1.RandomErasing()]), "ColorJitter, RandomErasing"),
+        (v2.Resize(8), None),
+    ],
+)
+def test_random_transforms_inside_of_a_dataset_are_told_of(transform, named):
+    data = Pictures(torch.rand(2, 3, 8, 8), [0, 1], transform)
+    experience = SimpleNamespace(dataset=as_classification_dataset(data))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gather(experience, device="cpu", generator=torch.Generator().manual_seed(0))
+    said = [str(w.message) for w in caught if "own dataset applies" in str(w.message)]
+    assert len(said) == (named is not None)
+    assert named is None or f"applies {named} to every image" in said[0]
 
 
 def test_an_experience_without_images_is_refused():

@@ -98,6 +98,7 @@ def options_of(**changes):
     return {
         "condenser": condenser,
         "budget": ImagesPerClass(2),
+        "augment": None,
         "progress": False,
         **changes,
     }
@@ -591,6 +592,19 @@ def test_the_length_of_an_epoch(shown, size, sizes):
     counts = torch.cat([batch[1] for batch in batches.seen[0]])[: sum(sizes)].bincount()
     if shown == 10:
         assert 8 * 2 <= int(counts[1]) <= 8 * 3
+
+
+@pytest.mark.parametrize("compression", [1, 3])
+def test_an_epoch_is_as_long_whatever_part_of_the_budget_is_filled(compression):
+    """Ten images of a class fill ten places, or compressed four."""
+    condenser = recipes.random(compression=compression, network=NETWORK)
+    plugin = MemoryOnlyPlugin(
+        **options_of(condenser=condenser, budget=ImagesPerClass(20), presentations_per_stored=2)
+    )
+    batches = Batches()
+    naive(plugin, batches, train_epochs=1).train(pairs().train_stream[0])
+    assert set(plugin.memory.counts.values()) == {10 if compression == 1 else 4}
+    assert sum(len(batch[0]) for batch in batches.seen[0]) == 2 * 20 * 2
 
 
 def test_memory_only_augments_every_batch(device):

@@ -1,0 +1,86 @@
+"""What exemplars are augmented with when they are shown again."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor
+from torchvision.transforms import v2
+
+from dc_replay.errors import ArgumentError
+from dc_replay.randomness import isolated
+from dc_replay.training_transforms import random_changes
+from dc_replay.transforms import value_changes
+
+ImageAugment = Callable[[Tensor, Generator], Tensor]
+"""Changes normalised images ``[batch, channels, height, width]``, keeping their shape."""
+
+ExemplarAugment = ImageAugment | Literal["training"] | None
+"""What exemplars are augmented with: ``"training"`` is what new images are mirrored and cropped by,
+and None nothing."""
+
+
+def as_in_training(
+    dataset: Any,
+    image_shape: tuple[int, ...],
+    *,
+    device: torch.device,
+    generator: Generator,
+) -> ImageAugment:
+    """What a dataset's training transforms do to images at random, as a function of batches.
+
+    Exemplars come from the evaluation transforms, so that new images alone would be augmented. Done
+    are the transforms that :func:`~dc_replay.training_transforms.random_changes` finds; a warning
+    names others.
+
+    Args:
+        dataset: The dataset, set to the transforms that are used for training.
+        image_shape: ``(channels, height, width)`` of the exemplars.
+        device: Where they are.
+        generator: Seeds the global generators while the dataset is looked into; they are then as
+            they were.
+    """
+    channels, height, width = image_shape
+    with isolated(generator, device):
+        changes, others = random_changes(dataset, (height, width))
+    if others:
+        warnings.warn(
+            f"the experience applies {', '.join(others)} when training, which exemplars do not get "
+            f"when they are replayed; pass `augment`, a function of a batch of normalised images "
+            f"and a generator such as augmentation('color', 'crop', 'flip'), or None for none",
+            stacklevel=2,
+        )
+    return value_changes(changes, channels=channels, device=device)
+
+
+def check_augment(augment: object) -> None:
+    """Raise an ArgumentError unless it can be called with two arguments, or is None."""
+    if augment is None:
+        return
+    if not callable(augment):
+        raise ArgumentError(
+            f"`augment` is {augment!r}, which cannot be called; pass a function of a batch of "
+            f"images and a generator"
+        )
+    # Those of version 2 take any number of arguments, and would transform the generator.
+    if isinstance(augment, v2.Transform) or not _takes_two(augment):
+        raise ArgumentError(
+            f"`augment` is {augment!r}, which does not take a batch of images and a generator; "
+            f"pass augmentation('crop', 'flip'), or for a transform t, which draws from torch's "
+            f"global generator, lambda images, generator: t(images)"
+        )
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Whether it can be called with two arguments; a module says so of its ``forward``."""
+    try:
+        inspect.signature(getattr(function, "forward", function)).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # some that are written in C do not say
+        return True
+    return True
