@@ -39,10 +39,14 @@ _BESIDE_NEW_DATA = ("stock_replay", "herding", "dream_plus+mdc", "herding+compre
 _ALONE = ("random", "herding", "dream_plus", "herding+compress=10")
 COLUMNS = (
     *(
-        Column(f"beside new data: bytes of {images:,}", f"fast/balanced_{images}", _BESIDE_NEW_DATA)
+        Column(
+            f"beside new data: bytes of {images:,} images",
+            f"fast/balanced_{images}",
+            _BESIDE_NEW_DATA,
+        )
         for images in (200, 500, 2000)
     ),
-    Column("alone: bytes of 20 per class", "fast/memory_only", _ALONE),
+    Column("alone: bytes of 20 images per class", "fast/memory_only", _ALONE),
 )
 
 

@@ -146,6 +146,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self.seconds: list[float] = []
         self.seconds_before: list[float] = []
         self._memory = memory
+        self._given_normalization = normalization
         self._tasks: dict[int, int] = {}
         self._carries_tasks = bool(with_task_labels)
         self._tensor_labels = False
@@ -162,8 +163,8 @@ class CondensedBuffer(ExemplarsBuffer):
         """The exemplars. Assign one that was loaded to go on from it, under its own budget.
 
         Raises:
-            ArgumentError: If it is no memory, or its images are formed in another way than the
-                condenser's.
+            ArgumentError: If it is no memory, its images are formed in another way than the
+                condenser's, or it was normalised by something else than this was told.
         """
         return self._memory
 
@@ -178,6 +179,12 @@ class CondensedBuffer(ExemplarsBuffer):
             raise ArgumentError(
                 f"`memory` forms images by {memory.formation}, but the condenser by "
                 f"{self.condenser.formation}; use a condenser with formation={memory.formation}"
+            )
+        given = self._given_normalization
+        if given is not None and memory.normalization not in (None, given):
+            raise ArgumentError(
+                f"`memory` holds images for {memory.normalization}, but `normalization` is "
+                f"{given}; leave `normalization` out to go on with that of the memory"
             )
         self._memory = memory
 
@@ -221,6 +228,14 @@ class CondensedBuffer(ExemplarsBuffer):
         generator = stream(self.seed, CHECKING, device=device)
         image, tasks = glance(experience, device=device, generator=generator)
         self._check_tasks(tasks)
+        unknown = [label for label in self._memory.classes if label not in self._tasks]
+        if unknown and any(tasks.values()):
+            warnings.warn(
+                f"the memory's classes {unknown} come from a file, which holds no task labels, and "
+                f"count as task 0, but the experience has others; a model with a head for each "
+                f"task would learn them in that of task 0",
+                stacklevel=2,
+            )
         channels, height, width = shape = tuple(image.shape)
         classes = classes_of(experience)
         self._memory.quotas_with(sorted(classes), shape)

@@ -139,6 +139,7 @@ class Condenser:
             if integer(value) < least:
                 raise ArgumentError(f"`{argument}` is {value}, but must be at least {least}")
         check_formation(self.formation)
+        self._check_parts()
         if self.classes_at_once is not None:
             whole("classes_at_once", self.classes_at_once)
         if self.seconds is not None:
@@ -149,6 +150,23 @@ class Condenser:
                     f"`{argument}` is {getattr(self, argument)}, but {self.name} optimises "
                     f"nothing; use a recipe with an objective, for example dream_plus()"
                 )
+
+    def _check_parts(self) -> None:
+        """Raise an ArgumentError for a part that is none, such as one that was not called."""
+        for argument, (methods, example) in _PARTS.items():
+            part = getattr(self, argument)
+            if part is None and argument in _MAY_BE_NONE:
+                continue
+            missing = [name for name in methods if not callable(getattr(part, name, None))]
+            if missing or isinstance(part, type):
+                raise ArgumentError(
+                    f"`{argument}` is {part!r}, which is no such part; pass one that has "
+                    f"{' and '.join(methods)}, for example {example}"
+                )
+        for argument, kind in _KINDS.items():
+            part = getattr(self, argument)
+            if not isinstance(part, kind) and (part is not None or argument not in _MAY_BE_NONE):
+                raise ArgumentError(f"`{argument}` is {part!r}; pass {kind.__name__}(...)")
 
     @property
     def stores_raw_images(self) -> bool:
@@ -490,6 +508,22 @@ def _as_device(device: torch.device | str) -> torch.device:
             f"cuda or a torch.device"
         ) from None
 
+
+# What the parts of a user's own must have, and one of ours.
+_PARTS = {
+    "selection": (("choose",), "RandomImages()"),
+    "objective": (("statistics", "distance"), "GradientMatching()"),
+    "sampler": (("draw",), "Uniform(64)"),
+    "augment": (("draw", "apply"), "augmentation('color', 'crop', 'cutout')"),
+    "update": (("__call__",), "OnReal()"),
+}
+_KINDS = {
+    "subsets": SubsetMatching,
+    "multisize": Multisize,
+    "training": NetworkTraining,
+    "pixels": PixelStep,
+}
+_MAY_BE_NONE = ("selection", "objective", "subsets", "multisize", "update")
 
 # A bar over seconds knows how many are left, whatever the rate is.
 _CLOCK = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s"

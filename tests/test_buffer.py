@@ -600,6 +600,34 @@ def test_going_on_from_a_file(tmp_path):
     assert set(second.buffer.targets_task_labels) == {0}
 
 
+def saved(stream, tmp_path):
+    first = make_buffer()
+    first.remember(stream[0], device="cpu")
+    first.memory.save(tmp_path / "memory.safetensors")
+    return ExemplarMemory.load(tmp_path / "memory.safetensors"), first.memory.normalization
+
+
+def test_a_memory_that_was_normalised_by_something_else_is_refused(tmp_path):
+    loaded, normalization = saved(pairs(), tmp_path)
+    buffer = make_buffer(normalization=normalization)
+    buffer.memory = loaded
+    other = Normalization((0.1, 0.1, 0.1), (0.3, 0.3, 0.3))
+    buffer = make_buffer(normalization=other)
+    with pytest.raises(ArgumentError, match="leave `normalization` out to go on with that of the"):
+        buffer.memory = loaded
+
+
+def test_task_labels_that_a_file_does_not_hold_are_told_of(tmp_path, recwarn):
+    stream = triples()
+    loaded, _ = saved(stream, tmp_path)
+    buffer = make_buffer()
+    buffer.check(stream[1], device="cpu")
+    assert not [w for w in recwarn if "task labels" in str(w.message)]
+    buffer.memory = loaded
+    with pytest.warns(UserWarning, match=r"classes \[1, 3\] come from a file, .* count as task 0"):
+        buffer.check(stream[2], device="cpu")
+
+
 def test_a_memory_of_another_form_is_refused():
     buffer = make_buffer()
     with pytest.raises(ArgumentError, match="`memory` is a str; pass an ExemplarMemory"):

@@ -1113,3 +1113,24 @@ def test_what_is_optimised_stays_so_when_it_is_clamped_and_where_it_begins(name,
     run(replace(condenser, formation=code), images, labels, quotas=1)
     for last in opened:
         torch.testing.assert_close(code.keep(last), last, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"selection": 5}, r"`selection` is 5, .* has choose, for example RandomImages\(\)"),
+        ({"objective": "x"}, "`objective` is 'x', .* has statistics and distance"),
+        ({"sampler": 5}, "`sampler` is 5, which is no such part"),
+        ({"sampler": Uniform}, "`sampler` is <class .*, which is no such part"),
+        ({"augment": None}, "`augment` is None, which is no such part"),
+        ({"update": "x"}, "`update` is 'x', which is no such part"),
+        ({"pixels": 0.1}, r"`pixels` is 0.1; pass PixelStep\("),
+        ({"training": None}, r"`training` is None; pass NetworkTraining\("),
+        ({"multisize": 5}, r"`multisize` is 5; pass Multisize\("),
+        ({"subsets": SubsetMatching}, r"`subsets` is <class .*; pass SubsetMatching\("),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_no_part_is_refused_at_once(parts, message):
+    with pytest.raises(ArgumentError, match=message):
+        replace(recipes.idc(), **parts)

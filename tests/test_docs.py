@@ -208,6 +208,7 @@ def test_parts_of_ones_own_do_what_the_page_says(small: Path) -> None:
     # The parts that need nothing else of an objective.
     whole = dataclasses.replace(
         found["condenser"],
+        outer=3,
         subsets=dc_replay.SubsetMatching(),
         multisize=dc_replay.Multisize(period=1),
     )
