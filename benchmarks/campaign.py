@@ -49,6 +49,7 @@ _REPLAYED = (
     "stock_reservoir",
     "stock_herding",
     "representative",
+    "random",
 )
 
 
@@ -70,10 +71,12 @@ class Table:
     total: int | None = None
 
 
-def _replay(images: int, **more: float) -> Table:
+def _replay(
+    images: int, methods: tuple[str, ...] = _REPLAYED, *, epochs: int = 10, **more: float
+) -> Table:
     """New data beside a memory of some images in all, which is always full."""
-    options = {"protocol": "replay", "budget": f"total-images:{images}", "epochs": 10, **more}
-    return Table(_REPLAYED, options, f"images{images}", total=images)
+    options = {"protocol": "replay", "budget": f"total-images:{images}", "epochs": epochs, **more}
+    return Table(methods, options, f"images{images}", total=images)
 
 
 # What helps every memory to keep old classes: see docs/experiments.md.
@@ -89,6 +92,12 @@ TABLES: dict[str, dict[str, Table]] = {
         "balanced_200": _replay(200, **_BALANCED),
         "balanced_500": _replay(500, **_BALANCED),
         "balanced_2000": _replay(2000, **_BALANCED),
+        # Four times as long: ten epochs end before the network has learned what it can.
+        "balanced_200_40": _replay(
+            200, ("stock_replay", "herding+compress=10", "herding"), epochs=40, **_BALANCED
+        ),
+        # What every memory lies between: no images of old classes, and all of them.
+        "bounds": _replay(200, ("naive", "cumulative"), **_BALANCED),
         "memory_only": Table((*_REAL, *_CONDENSED, *_COMPRESSED)),
         # Four times as long: short training hides a part of what more or better images are worth.
         "memory_only_160": Table(

@@ -57,7 +57,7 @@ from dc_replay import (
 from dc_replay._progress import progress
 from dc_replay.augment import augmentation
 from dc_replay.errors import ArgumentError
-from dc_replay.networks import set_precision
+from dc_replay.networks import computed_in, set_precision
 from dc_replay.pixels import quantise
 from strategies import PROTOCOLS, WITHOUT_RECIPE, Contender, Setup
 
@@ -347,6 +347,8 @@ class Run:
             "network": self.arguments.network,
             "data": data.name,
             "preset": self.arguments.preset,
+            "iterations": strategy.clock.train_exp_iterations,
+            "precision": computed_in(self.arguments.precision, self.device),
             **environment(self.device),
         }
 

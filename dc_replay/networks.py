@@ -285,6 +285,26 @@ def has_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def computed_in(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """What a precision means on a device.
+
+    Raises:
+        ArgumentError: If it is unknown, or the device lacks it.
+    """
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ArgumentError(
+            f"`precision` is {precision!r}, but must be 'auto', 'float32' or 'bfloat16'"
+        )
+    if precision == "bfloat16" and not has_bfloat16(device):
+        raise ArgumentError(
+            f"`precision` is 'bfloat16', which the device {str(device)!r} does not multiply "
+            f"natively; use 'auto', which takes float32 there"
+        )
+    if precision == "auto":
+        return "bfloat16" if has_bfloat16(device) else "float32"
+    return precision
+
+
 def set_precision(network: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
     """Let a network's convolutions compute in another precision, in place.
 
@@ -299,16 +319,7 @@ def set_precision(network: nn.Module, precision: Precision, device: torch.device
     Raises:
         ArgumentError: If the precision is unknown, or the device lacks it.
     """
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise ArgumentError(
-            f"`precision` is {precision!r}, but must be 'auto', 'float32' or 'bfloat16'"
-        )
-    if precision == "bfloat16" and not has_bfloat16(device):
-        raise ArgumentError(
-            f"`precision` is 'bfloat16', which the device {str(device)!r} does not multiply "
-            f"natively; use 'auto', which takes float32 there"
-        )
-    lower = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
+    lower = computed_in(precision, device) == "bfloat16"
     for module in network.modules():
         if lower and type(module) is nn.Conv2d and module.padding_mode == "zeros":
             module.__class__ = _BFloat16Conv2d
