@@ -140,6 +140,8 @@ def read(path: str | os.PathLike[str]) -> MemoryFile:
             contradicts itself.
     """
     path = path_of("path", path)
+    if os.path.isdir(path):
+        raise MemoryFileError(f"{path}: this is a folder; name the file that was saved into it")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata: dict[str, str] = file.metadata() or {}

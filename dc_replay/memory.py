@@ -413,7 +413,10 @@ class ExemplarMemory:
 
     def _filled(self) -> Exemplars:
         if self._exemplars is None:
-            raise ArgumentError("the memory is empty; call `add` with exemplars first")
+            raise ArgumentError(
+                "the memory is empty; call `add` with exemplars first, or, if Avalanche has loaded "
+                "a checkpoint, find the plugin with the one that it filled in strategy.plugins"
+            )
         return self._exemplars
 
     def _normalise(self, images: Tensor) -> Tensor:

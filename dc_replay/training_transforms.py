@@ -358,6 +358,6 @@ def _name(transform: Any) -> str:
 def _refusal(what: str) -> ArgumentError:
     return ArgumentError(
         f"`experience` {what}, which DeviceResident cannot do on the device; pass `augment`, which "
-        f"changes normalised batches in the place of the training transforms, or leave "
-        f"DeviceResident out"
+        f"changes normalised batches in the place of the training transforms (lambda images, "
+        f"generator: images changes nothing), or leave DeviceResident out"
     )

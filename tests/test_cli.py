@@ -399,7 +399,7 @@ def below_an_image_per_class(path):
         (cut_short, "memory.safetensors: this is not a whole safetensors file"),
         (emptied, "memory.safetensors: this is not a whole safetensors file"),
         (another_kind, "memory.safetensors: this is not a whole safetensors file"),
-        (a_folder, "memory.safetensors: this is not a whole safetensors file"),
+        (a_folder, "memory.safetensors: this is a folder; name the file"),
         (without_format, "but not one that ExemplarMemory.save wrote"),
         (
             of_another_version,
