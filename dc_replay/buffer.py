@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from torch.utils.data import Dataset
 
 from dc_replay._checks import path_of, whole
 from dc_replay.budgets import Budget, Smallest, TotalImages
+from dc_replay.checkpoints import fingerprint
 from dc_replay.condense import Condensed, Condenser
 from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.exemplars import Exemplars
@@ -246,7 +248,7 @@ class CondensedBuffer(ExemplarsBuffer):
         if check is not None:
             check((channels, height, width), len(classes), device=device)
         if self.checkpoint_dir is not None:
-            self._checkpoint(self.checkpoint_dir)
+            self._checkpoint(self.checkpoint_dir, classes)
         return shape
 
     def remember(self, experience: Any, *, device: torch.device | str) -> Condensed:
@@ -401,17 +403,23 @@ class CondensedBuffer(ExemplarsBuffer):
         if gathered.pixels.device.type != device.type or self.resident is False:
             options["device"] = device
         if self.checkpoint_dir is not None:
-            options["checkpoint"] = self._checkpoint(self.checkpoint_dir)
+            classes = gathered.labels.unique().tolist()
+            options["checkpoint"] = self._checkpoint(self.checkpoint_dir, classes)
         return options
 
-    def _checkpoint(self, folder: Path) -> Path:
+    def _checkpoint(self, folder: Path, classes: Iterable[int]) -> Path:
+        """A file for this recipe and these classes, so that others do not meet its state.
+
+        It would be refused, and that after training on the experience.
+        """
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ArgumentError(
                 f"`checkpoint_dir` is {folder}, which cannot be made: {error}; name another folder"
             ) from error
-        name = f"{self.condenser.name}-{self.seed}-{len(self.seconds)}.safetensors"
+        own = fingerprint([self.condenser, sorted(classes)])[:8]
+        name = f"{self.condenser.name}-{self.seed}-{len(self.seconds)}-{own}.safetensors"
         return folder / name.replace(os.sep, "_")
 
     def _normalization(self) -> Normalization | None:

@@ -1,23 +1,26 @@
 import errno
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from dc_replay import _writing, checkpoints, recipes
 from dc_replay.budgets import ImagesPerClass
 from dc_replay.checkpoints import Checkpoint, Snapshot, fingerprint, joined
 from dc_replay.errors import ArgumentError
 from dc_replay.multisize import Multisize
-from dc_replay.networks import convnet_for
+from dc_replay.networks import ConvNet, convnet_for
 from dc_replay.optimisation import OnReal
 from dc_replay.sampling import Representative
 from dc_replay.subsets import SubsetMatching
@@ -382,8 +385,46 @@ def test_a_buffer_keeps_a_file_for_each_experience(tmp_path):
     folder = tmp_path / "new" / "states"
     assert torch.equal(memories(folder), expected)
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["idc-3-0.safetensors", "idc-3-1.safetensors"]
+    starts = [re.fullmatch(r"(idc-3-\d)-[0-9a-f]{8}\.safetensors", name)[1] for name in names]
+    assert starts == ["idc-3-0", "idc-3-1"]
     assert torch.equal(memories(folder), expected)
+
+
+@pytest.mark.parametrize(
+    ("built", "first"),
+    [
+        (condenser("idc"), 3),  # a memory file was loaded, and this is the first from then on
+        (condenser("idc", inner=3), 0),
+        (condenser("idc", network=partial(ConvNet, channels=3, size=(8, 8), width=6)), 0),
+    ],
+    ids=["other classes", "other steps", "other network"],
+)
+def test_states_of_other_runs_in_the_folder_are_left_alone(built, first, tmp_path):
+    """They would be refused, and that after training on the experience."""
+    from types import SimpleNamespace
+
+    from avalanche.benchmarks.utils import as_classification_dataset
+
+    from dc_replay.buffer import CondensedBuffer
+
+    def remember(built, first):
+        images, labels = toy()
+        data = TensorDataset(images.float() / 255, labels)
+        data.targets = (labels + first).tolist()
+        data.tensors = (data.tensors[0], labels + first)
+        experience = SimpleNamespace(dataset=as_classification_dataset(data))
+        buffer = CondensedBuffer(
+            condenser=built, budget=ImagesPerClass(1), checkpoint_dir=tmp_path / "states"
+        )
+        buffer.remember(experience, device="cpu")
+        return buffer.memory.exemplars.pixels
+
+    before = remember(condenser("idc"), 0)
+    (path,) = (tmp_path / "states").iterdir()
+    state = path.read_bytes()
+    remember(built, first)
+    assert len(list((tmp_path / "states").iterdir())) == 2 and path.read_bytes() == state
+    assert torch.equal(remember(condenser("idc"), 0), before)
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):

@@ -676,7 +676,7 @@ def test_a_missing_file_is_named(path):
 
 
 def test_a_folder_is_no_memory_file(tmp_path):
-    with pytest.raises(MemoryFileError, match="this is not a whole safetensors file"):
+    with pytest.raises(MemoryFileError, match="this is a folder; name the file that was saved"):
         ExemplarMemory.load(tmp_path)
 
 
