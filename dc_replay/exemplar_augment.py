@@ -24,26 +24,30 @@ ExemplarAugment = ImageAugment | Literal["training"] | None
 and None nothing."""
 
 
-def as_in_training(
+def augment_for(
+    augment: ExemplarAugment,
     dataset: Any,
     image_shape: tuple[int, ...],
     *,
     device: torch.device,
     generator: Generator,
-) -> ImageAugment:
-    """What a dataset's training transforms do to images at random, as a function of batches.
+) -> ImageAugment | None:
+    """The function by which exemplars are augmented beside images of a dataset.
 
-    Exemplars come from the evaluation transforms, so that new images alone would be augmented. Done
-    are the transforms that :func:`~dc_replay.training_transforms.random_changes` finds; a warning
-    names others.
+    They come from the evaluation transforms, so that new images alone would be augmented. Done with
+    ``"training"`` are the transforms that
+    :func:`~dc_replay.training_transforms.random_changes` finds; a warning names others.
 
     Args:
+        augment: What was asked for; anything but ``"training"`` is returned as it is.
         dataset: The dataset, set to the transforms that are used for training.
         image_shape: ``(channels, height, width)`` of the exemplars.
         device: Where they are.
         generator: Seeds the global generators while the dataset is looked into; they are then as
             they were.
     """
+    if augment is None or callable(augment):
+        return augment
     channels, height, width = image_shape
     with isolated(generator, device):
         changes, others = random_changes(dataset, (height, width))
@@ -55,6 +59,12 @@ def as_in_training(
             stacklevel=2,
         )
     return value_changes(changes, channels=channels, device=device)
+
+
+def check_exemplar_augment(augment: object) -> None:
+    """Raise an ArgumentError unless it is an :data:`ExemplarAugment`."""
+    if augment != "training":
+        check_augment(augment)
 
 
 def check_augment(augment: object) -> None:

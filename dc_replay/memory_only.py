@@ -19,8 +19,8 @@ from dc_replay.condense import Condenser
 from dc_replay.exemplar_augment import (
     ExemplarAugment,
     ImageAugment,
-    as_in_training,
-    check_augment,
+    augment_for,
+    check_exemplar_augment,
 )
 from dc_replay.exemplars import Exemplars
 from dc_replay.memory import ExemplarMemory, shown_at
@@ -82,8 +82,7 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
         if presentations_per_stored is not None:
             presentations_per_stored = whole("presentations_per_stored", presentations_per_stored)
         self.presentations_per_stored = presentations_per_stored
-        if augment != "training":
-            check_augment(augment)
+        check_exemplar_augment(augment)
         self.augment = augment
         self.buffer = CondensedBuffer(
             condenser=condenser,
@@ -120,13 +119,13 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
         ordering = None
         if processes > 1:
             ordering = stream(self.buffer.seed, ORDERING, done, device=strategy.device)
-        augment = None if self.augment == "training" else self.augment
-        shape = self.memory.image_shape
-        if self.augment == "training" and shape is not None:
-            looking = stream(self.buffer.seed, CHECKING, done, device=strategy.device)
-            augment = as_in_training(
-                strategy.adapted_dataset, shape, device=strategy.device, generator=looking
-            )
+        augment = augment_for(
+            self.augment,
+            strategy.adapted_dataset,
+            self.memory.image_shape or (),  # which has been filled by now
+            device=strategy.device,
+            generator=stream(self.buffer.seed, CHECKING, device=strategy.device),
+        )
         strategy.dataloader = MemoryLoader(
             self.buffer,
             batch_size=self.batch_size or strategy.train_mb_size,

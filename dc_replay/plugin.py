@@ -22,8 +22,8 @@ from dc_replay.errors import ArgumentError
 from dc_replay.exemplar_augment import (
     ExemplarAugment,
     ImageAugment,
-    as_in_training,
-    check_augment,
+    augment_for,
+    check_exemplar_augment,
 )
 from dc_replay.experiences import classes_of
 from dc_replay.memory import ExemplarMemory
@@ -104,8 +104,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             checkpoint_dir=checkpoint_dir,
             resident=resident,
         )
-        if augment != "training":
-            check_augment(augment)
+        check_exemplar_augment(augment)
         if not 0 <= real(match_resolution) <= 1:
             raise ArgumentError(
                 f"`match_resolution` is {match_resolution}, but is a share of the new images, from "
@@ -140,14 +139,13 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
                 :meth:`~dc_replay.buffer.CondensedBuffer.check`.
         """
         self._shape = self.buffer.check(strategy.experience, device=strategy.device)
-        self._augment = None if self.augment == "training" else self.augment
-        if self.augment == "training":
-            self._augment = as_in_training(
-                strategy.adapted_dataset,
-                self._shape,
-                device=strategy.device,
-                generator=stream(self.buffer.seed, CHECKING, device=strategy.device),
-            )
+        self._augment = augment_for(
+            self.augment,
+            strategy.adapted_dataset,
+            self._shape,
+            device=strategy.device,
+            generator=stream(self.buffer.seed, CHECKING, device=strategy.device),
+        )
         self._generator = stream(
             self.buffer.seed,
             REPLAYING,

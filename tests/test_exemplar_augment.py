@@ -12,7 +12,7 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from dc_replay import CondensedReplayPlugin, ImagesPerClass, MemoryOnlyPlugin, recipes
-from dc_replay.exemplar_augment import as_in_training
+from dc_replay.exemplar_augment import augment_for
 from dc_replay.training_transforms import random_changes
 from dc_replay.transforms import Crop, Flip
 
@@ -170,7 +170,8 @@ def test_a_crop_out_of_larger_images_cannot_be_done_again():
 def test_looking_for_transforms_draws_nothing_from_global_generators():
     dataset = benchmark(v2.Compose([v2.RandomHorizontalFlip(), NORMALIZE])).train_stream[0].dataset
     before = torch.get_rng_state()
-    as_in_training(
+    augment_for(
+        "training",
         dataset,
         (3, SIDE, SIDE),
         device=torch.device("cpu"),
