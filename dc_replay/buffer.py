@@ -39,6 +39,7 @@ from dc_replay.experiences import (
     several_tasks,
 )
 from dc_replay.formation import Formation
+from dc_replay.identity import identity
 from dc_replay.memory import ExemplarMemory
 from dc_replay.pixels import Normalization, quantise
 from dc_replay.placement import Resident, check_resident, home
@@ -149,6 +150,8 @@ class CondensedBuffer(ExemplarsBuffer):
         self.seconds_before: list[float] = []
         self._memory = memory
         self._given_normalization = normalization
+        # As it is before its parts have done anything that they may note.
+        self._recipe = identity(condenser)
         self._tasks: dict[int, int] = {}
         self._carries_tasks = bool(with_task_labels)
         self._tensor_labels = False
@@ -226,7 +229,7 @@ class CondensedBuffer(ExemplarsBuffer):
         Raises:
             ArgumentError: As by :meth:`remember`, or if ``checkpoint_dir`` cannot be made.
         """
-        device = torch.device(device)
+        device = torch.empty(0, device=device).device  # with its number, as images will have it
         generator = stream(self.seed, CHECKING, device=device)
         image, tasks = glance(experience, device=device, generator=generator)
         self._check_tasks(tasks)
@@ -239,16 +242,19 @@ class CondensedBuffer(ExemplarsBuffer):
                 stacklevel=2,
             )
         channels, height, width = shape = tuple(image.shape)
-        classes = classes_of(experience)
-        self._memory.quotas_with(sorted(classes), shape)
         normalization = self._normalization()
         if normalization is not None:  # of as many channels
             normalization.invert(image[None].cpu().float())
+        if self.checkpoint_dir is not None:
+            self._make(self.checkpoint_dir)
+        try:
+            classes = classes_of(experience)
+        except ArgumentError:  # they come to light when the images are read
+            return shape
+        self._memory.quotas_with(sorted(classes), shape)
         check = getattr(self.condenser, "check", None)  # another's condenser may have none
         if check is not None:
             check((channels, height, width), len(classes), device=device)
-        if self.checkpoint_dir is not None:
-            self._checkpoint(self.checkpoint_dir, classes)
         return shape
 
     def remember(self, experience: Any, *, device: torch.device | str) -> Condensed:
@@ -412,15 +418,18 @@ class CondensedBuffer(ExemplarsBuffer):
 
         It would be refused, and that after training on the experience.
         """
+        self._make(folder)
+        own = fingerprint([self._recipe, sorted(classes)])[:8]
+        name = f"{self.condenser.name}-{self.seed}-{len(self.seconds)}-{own}.safetensors"
+        return folder / name.replace(os.sep, "_")
+
+    def _make(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ArgumentError(
                 f"`checkpoint_dir` is {folder}, which cannot be made: {error}; name another folder"
             ) from error
-        own = fingerprint([self.condenser, sorted(classes)])[:8]
-        name = f"{self.condenser.name}-{self.seed}-{len(self.seconds)}-{own}.safetensors"
-        return folder / name.replace(os.sep, "_")
 
     def _normalization(self) -> Normalization | None:
         shape = self._memory.image_shape

@@ -208,7 +208,5 @@ def fingerprint(parts: Iterable[object]) -> str:
     """
     digest = hashlib.sha256()
     for part in parts:
-        for piece in identity(part):
-            digest.update(piece)
-        digest.update(b"\0")
+        digest.update(identity(part))
     return digest.hexdigest()

@@ -25,6 +25,7 @@ from dc_replay.distributed import Ranks
 from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.exemplars import Exemplars
 from dc_replay.formation import Formation, check_formation
+from dc_replay.identity import words
 from dc_replay.multisize import Multisize
 from dc_replay.networks import NetworkFactory, Precision, convnet_for
 from dc_replay.objectives import Objective
@@ -155,7 +156,8 @@ class Condenser:
         """Raise an ArgumentError for a part that is none, such as one that was not called."""
         for argument, (methods, example) in _PARTS.items():
             part = getattr(self, argument)
-            if part is None and argument in _MAY_BE_NONE:
+            unused = self.objective is None and argument not in ("selection", "training")
+            if part is None and (unused or argument in _MAY_BE_NONE):
                 continue
             missing = [name for name in methods if not callable(getattr(part, name, None))]
             if missing or isinstance(part, type):
@@ -480,9 +482,12 @@ class Condenser:
             "quotas": str(dict(zip(real.labels, counts, strict=True))),
             "device": real.images.device.type,
         }
+        arguments = self._arguments(real, counts, generator)
+        # What it says of itself: parts of a user's may know which process they are in.
+        arguments["condenser"] = [words(self)]
         described = {
             name: " ".join([*filter(None, [shown.get(name)]), f"#{fingerprint(parts)[:8]}"])
-            for name, parts in self._arguments(real, counts, generator).items()
+            for name, parts in arguments.items()
         }
         return {**described, "checkpoint": "none" if checkpoint is None else "a path"}
 
@@ -515,12 +520,12 @@ _PARTS = {
     "objective": (("statistics", "distance"), "GradientMatching()"),
     "sampler": (("draw",), "Uniform(64)"),
     "augment": (("draw", "apply"), "augmentation('color', 'crop', 'cutout')"),
+    "training": (("optimizer", "step_function", "train"), "NetworkTraining()"),
     "update": (("__call__",), "OnReal()"),
 }
 _KINDS = {
     "subsets": SubsetMatching,
     "multisize": Multisize,
-    "training": NetworkTraining,
     "pixels": PixelStep,
 }
 _MAY_BE_NONE = ("selection", "objective", "subsets", "multisize", "update")

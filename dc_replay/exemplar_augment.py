@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from dc_replay.errors import ArgumentError
 from dc_replay.randomness import isolated
 from dc_replay.training_transforms import random_changes
-from dc_replay.transforms import value_changes
+from dc_replay.transforms import Flip, value_changes
 
 ImageAugment = Callable[[Tensor, Generator], Tensor]
 """Changes normalised images ``[batch, channels, height, width]``, keeping their shape."""
@@ -51,6 +51,9 @@ def augment_for(
     channels, height, width = image_shape
     with isolated(generator, device):
         changes, others = random_changes(dataset, (height, width))
+    fitting = [c for c in changes if isinstance(c, Flip) or len(c.fill) in (1, channels)]
+    if len(fitting) < len(changes):  # which were done to images of other channels
+        others = (*others, "RandomCrop")
     if others:
         warnings.warn(
             f"the experience applies {', '.join(others)} when training, which exemplars do not get "
@@ -58,7 +61,7 @@ def augment_for(
             f"and a generator such as augmentation('color', 'crop', 'flip'), or None for none",
             stacklevel=2,
         )
-    return value_changes(changes, channels=channels, device=device)
+    return value_changes(fitting, channels=channels, device=device)
 
 
 def check_exemplar_augment(augment: object) -> None:

@@ -121,7 +121,7 @@ def glance(
     with isolated(generator, torch.device(device)), torch.no_grad():
         reader = _Reader(dataset, torch.device(device), resident=True)
     tasks: dict[int, int] = {}
-    if reader.with_tasks:
+    if reader.with_tasks and reader.lists_labels:
         listed = (getattr(dataset, name, ()) for name in ("targets", "targets_task_labels"))
         for label, task in set(zip(*listed, strict=False)):
             _note_task(tasks, int(label), int(task))
@@ -191,6 +191,7 @@ class _Reader:
         self._zeroth: Any = dataset[0]
         self.first = self._image(0, self._item(0)[0])
         self.with_tasks = len(self._item(0)) == 3
+        self.lists_labels = _lists(dataset, self._label(0))
         self.home = home(resident, len(dataset) * self.first.numel(), device=device)
 
     def read(self, normalization: Normalization) -> _Reading:
@@ -204,7 +205,7 @@ class _Reader:
             for index in range(start, min(start + _CHUNK, len(self.dataset))):
                 item = self._item(index)
                 chunk.append(self._image(index, item[0]))
-                label = _whole("label", index, item[1])
+                label = self._label(index, item)
                 tensor_labels = isinstance(item[1], Tensor)
                 labels.append(label)
                 if len(item) == 3:
@@ -240,6 +241,9 @@ class _Reader:
             most=float(extremes.max()),
             clipped=clipped / values,
         )
+
+    def _label(self, index: int, item: Sequence[Any] | None = None) -> int:
+        return _whole("label", index, (self._item(index) if item is None else item)[1])
 
     def _item(self, index: int) -> Sequence[Any]:
         # Held because the number of channels must be known before the pass begins.
@@ -302,6 +306,14 @@ def _warn_of_random(dataset: Any) -> None:
             f"'train' of transform_groups)",
             stacklevel=3,
         )
+
+
+def _lists(dataset: Any, label: int) -> bool:
+    """Whether a dataset lists the labels that its items carry, which transforms may change."""
+    try:
+        return int(dataset.targets[0]) == label
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return False
 
 
 def _note_task(tasks: dict[int, int], label: int, task: int) -> None:

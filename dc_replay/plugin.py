@@ -168,18 +168,20 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         if not len(self.memory):
             return
         new = batch[0]
-        coarse = some_coarse(
-            new if new.is_floating_point() else new.float(),
-            self.memory.formation,
-            share=self.match_resolution,
-            generator=self._generator,
-        )
+        if new.is_floating_point() or new.dtype == torch.uint8:
+            coarse = some_coarse(
+                new if new.is_floating_point() else new.float(),
+                self.memory.formation,
+                share=self.match_resolution,
+                generator=self._generator,
+            )
+            new = _in_type(coarse, new.dtype)
         count = self.batch_size_mem or strategy.train_mb_size
         images, labels = self.memory.sample(count, generator=self._generator)
         images, labels = images.to(new.device), labels.to(new.device)
         if self._augment is not None:
             images = self._augment(images, self._generator)
-        batch[0] = torch.cat([_in_type(coarse, new.dtype), _in_type(images, new.dtype)])
+        batch[0] = torch.cat([new, _in_type(images, new.dtype)])
         batch[1] = torch.cat([batch[1], labels.to(batch[1].dtype)])
         if len(batch) == 3:
             tasks = self.buffer.task_labels(labels).to(batch[2].dtype)
@@ -263,7 +265,9 @@ class DistillationPlugin(SupervisedPlugin[Any], supports_distributed=True):
 
 def _in_type(images: Tensor, dtype: torch.dtype) -> Tensor:
     """Images in the type of a mini-batch; bytes go to networks that begin by normalising them."""
-    return images.to(dtype) if dtype.is_floating_point else images.round().clamp(0, 255).to(dtype)
+    if dtype == torch.uint8:
+        return images.round().clamp(0, 255).to(dtype)
+    return images.to(dtype) if dtype.is_floating_point else images
 
 
 def _check_batch(batch: list[Tensor], image_shape: tuple[int, ...]) -> None:

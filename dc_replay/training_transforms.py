@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
@@ -58,7 +59,10 @@ def random_changes(
     found = {path.random(size) for path in paths}
     if len(found) == 1:
         return found.pop()
-    return (), tuple(sorted({name for _, names in found for name in names}))
+    names = {name for _, others in found for name in others}
+    if len({changes for changes, _ in found}) > 1:
+        names.add("different flips and crops to its parts")
+    return (), tuple(sorted(names))
 
 
 def random_inside(dataset: Any) -> tuple[str, ...]:
@@ -68,7 +72,8 @@ def random_inside(dataset: Any) -> tuple[str, ...]:
         dataset: An Avalanche dataset, which can leave out only transforms that it was given.
     """
     paths = _paths(dataset, "eval", look=False)
-    parts = (part for path in paths for part in _parts(path.inside))
+    inside = (transform for path in paths for transform in (path.inside, *path.always))
+    parts = (part for transform in inside for part in _parts(transform))
     names = (_name(part) for part in parts if isinstance(part, (nn.Module, v2.Transform)))
     return tuple(dict.fromkeys(n for n in names if n.startswith("Random") or n in _RANDOM))
 
@@ -83,6 +88,7 @@ class _Path:
         training: What is applied to it when training, the first first.
         evaluation: What is applied to it when evaluating.
         labels: What is applied to its label when training and when evaluating, which may differ.
+        always: What is applied in both, by datasets that are none of Avalanche's.
     """
 
     image: Any
@@ -90,6 +96,7 @@ class _Path:
     training: tuple[Any, ...] = ()
     evaluation: tuple[Any, ...] = ()
     labels: tuple[tuple[Any, Any], ...] = ()
+    always: tuple[Any, ...] = ()
 
     def read(self) -> TrainingTransforms:
         for trained_by, seen_by in self.labels:
@@ -115,20 +122,29 @@ class _Path:
         return trained.summary()
 
     def random(self, size: tuple[int, int]) -> tuple[tuple[Flip | Crop, ...], tuple[str, ...]]:
+        """What is done at random to images that are of this size in the end, and other things."""
         kept = {type(part) for transform in self.evaluation for part in _parts(transform)}
-        trained, others = _Image(self.image, "training"), []
-        raw = trained.size
+        always = {id(part) for transform in self.always for part in _parts(transform)}
+        image, others = _Image(self.image, "training"), []
         for part in (part for transform in self.training for part in _parts(transform)):
-            trained.size = size  # of images that were perhaps resized, or cut, by now
-            whole = type(part) in _CROPS and raw != size and not any(_borders(part))
-            try:
-                if whole:
-                    raise _refusal(f"cuts {_name(part)} out of larger images")
-                trained.pass_through(part)
-            except ArgumentError:
-                if type(part) not in (*kept, *_TO_TYPE, *_NORMALIZE):
-                    others.append(_name(part))
-        return trained.summary().changes, tuple(others)
+            kind = type(part)
+            if kind in (*_FLIPS, *_CROPS) and id(part) in always:
+                continue  # Exemplars hold what it did to them.
+            if kind in _TO_PICTURE:
+                image.become_picture()
+            elif kind in _RESIZING and kind in kept:
+                image.size = _resized(part, image.size)
+            else:
+                try:
+                    image.pass_through(part)
+                except ArgumentError:
+                    if kind not in (*kept, *_TO_TYPE, *_NORMALIZE):
+                        others.append(_name(part))
+        changes = image.values()
+        if image.size != size:  # by what is not known here; where a crop came is not, either
+            others += [name for name, change, _ in image.changes if isinstance(change, Crop)]
+            changes = tuple(change for change in changes if isinstance(change, Flip))
+        return changes, tuple(others)
 
 
 class _Image:
@@ -175,6 +191,20 @@ class _Image:
                 self._crop(part)
             elif kind not in _NOTHING:
                 raise _refusal(f"applies {_name(part)} when {self.when}")
+
+    def become_picture(self) -> None:
+        """Note that it is a picture again, of bytes if it is one of numbers."""
+        self._picture, self._dtype = True, torch.uint8
+
+    def values(self) -> tuple[Flip | Crop, ...]:
+        """The changes in values that the network sees, also where those are bytes to the end."""
+        changes = self.summary().changes
+        if self._dtype.is_floating_point:
+            return changes
+        return tuple(
+            replace(c, fill=tuple(255 * value for value in c.fill)) if isinstance(c, Crop) else c
+            for c in changes
+        )
 
     def check_type(self) -> None:
         """Raise an ArgumentError unless the image is one that a network takes."""
@@ -254,6 +284,8 @@ _FLIPS = {
     v2.RandomVerticalFlip: -2,
 }
 _CROPS = (v1.RandomCrop, v2.RandomCrop)
+_TO_PICTURE = (v1.ToPILImage, v2.ToPILImage)
+_RESIZING = (v1.Resize, v2.Resize, v1.CenterCrop, v2.CenterCrop)
 # Those whose names do not begin so.
 _RANDOM = (
     "AugMix",
@@ -281,8 +313,9 @@ def _paths(dataset: Any, group: str, *, look: bool = True) -> Iterator[_Path]:
     ]
     own = None if groups else getattr(dataset, "transform", None)
     inner: list[Any] = list(getattr(dataset, "_datasets", ()) or getattr(dataset, "datasets", ()))
-    if not inner and hasattr(getattr(dataset, "dataset", None), "__getitem__"):
-        inner = [dataset.dataset]
+    wrapped = getattr(dataset, "dataset", None)
+    if not inner and (isinstance(wrapped, Dataset) or hasattr(wrapped, "_flat_data")):
+        inner = [wrapped]
     if not inner:
         item = dataset[0] if look else None
         yield _Path(item[0] if isinstance(item, (tuple, list)) else item, inside=own)
@@ -303,6 +336,7 @@ def _paths(dataset: Any, group: str, *, look: bool = True) -> Iterator[_Path]:
                 (*path.training, *training),
                 (*path.evaluation, *evaluation),
                 (*path.labels, *zip(labels[:half], labels[half:], strict=True)),
+                (*path.always, own),
             )
 
 
@@ -331,6 +365,16 @@ def _type_and_size(image: Any) -> tuple[torch.dtype, tuple[int, ...]]:
         return image.dtype, tuple(image.shape[-2:])
     array = np.asarray(image)
     return torch.float32 if array.dtype.kind == "f" else torch.uint8, array.shape[:2]
+
+
+def _resized(transform: Any, size: tuple[int, ...]) -> tuple[int, ...]:
+    """Height and width after a ``Resize`` or ``CenterCrop``."""
+    given = transform.size
+    sides = [given] if isinstance(given, int) else list(given or ())
+    if len(sides) == 2:
+        return tuple(sides)
+    square = len(set(size)) == 1 or isinstance(transform, (v1.CenterCrop, v2.CenterCrop))
+    return tuple(sides * 2) if len(sides) == 1 and square else ()  # not known
 
 
 def _borders(transform: Any) -> tuple[int, int, int, int]:

@@ -1125,7 +1125,7 @@ def test_what_is_optimised_stays_so_when_it_is_clamped_and_where_it_begins(name,
         ({"augment": None}, "`augment` is None, which is no such part"),
         ({"update": "x"}, "`update` is 'x', which is no such part"),
         ({"pixels": 0.1}, r"`pixels` is 0.1; pass PixelStep\("),
-        ({"training": None}, r"`training` is None; pass NetworkTraining\("),
+        ({"training": None}, "`training` is None, .* has optimizer and step_function and train"),
         ({"multisize": 5}, r"`multisize` is 5; pass Multisize\("),
         ({"subsets": SubsetMatching}, r"`subsets` is <class .*; pass SubsetMatching\("),
     ],
@@ -1134,3 +1134,12 @@ def test_what_is_optimised_stays_so_when_it_is_clamped_and_where_it_begins(name,
 def test_what_is_no_part_is_refused_at_once(parts, message):
     with pytest.raises(ArgumentError, match=message):
         replace(recipes.idc(), **parts)
+
+
+def test_parts_that_nothing_uses_may_be_none():
+    built = Condenser(name="first", sampler=None, augment=None, update=None)
+    images = torch.zeros((4, 3, 8, 8), dtype=torch.uint8)
+    condensed = built.condense(
+        images, torch.tensor([0, 0, 1, 1]), quotas=1, generator=torch.Generator().manual_seed(0)
+    )
+    assert condensed.exemplars.counts == {0: 1, 1: 1}

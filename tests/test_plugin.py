@@ -13,7 +13,11 @@ from avalanche.benchmarks import (
     class_incremental_benchmark,
     nc_benchmark,
 )
-from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.benchmarks.utils import AvalancheDataset, as_classification_dataset
+from avalanche.benchmarks.utils.classification_dataset import (
+    TaskAwareSupervisedClassificationDataset,
+)
+from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
 from avalanche.checkpointing import save_checkpoint
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics
@@ -21,7 +25,7 @@ from avalanche.models import IncrementalClassifier, MultiHeadClassifier
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
@@ -439,6 +443,54 @@ def test_classes_that_begin_at_zero_in_each_experience_are_refused_before_traini
     with pytest.raises(ArgumentError, match="class_ids_from_zero_in_each_exp=False"):
         strategy.train(stream[1])
     assert strategy.clock.train_iterations == done > 0
+
+
+def test_looking_ahead_refuses_nothing_that_could_be_remembered():
+    """Neither labels that only the items have, nor data that lists none."""
+    images, labels = torch.rand(40, 3, SIDE, SIDE), torch.arange(2).repeat_interleave(20)
+    unlisted = benchmark_from_datasets(
+        train=[AvalancheDataset([TensorDataset(images, labels + 2 * n)]) for n in range(2)]
+    )
+    data = Pictures(10, 2)
+    moved = benchmark_from_datasets(
+        train=[
+            TaskAwareSupervisedClassificationDataset(
+                [data],
+                transform_groups={
+                    group: (None, lambda label, n=n: label + 2 * n) for group in ("train", "eval")
+                },
+                data_attributes=[DataAttribute(data.targets, "targets"), TaskLabels([n] * 20)],
+            )
+            for n in range(2)
+        ]
+    )
+    for benchmark in (unlisted, moved):
+        plugin = CondensedReplayPlugin(**options_of())
+        strategy = naive(plugin, network=nn.Sequential(nn.Flatten(), nn.Linear(192, 6)))
+        for experience in benchmark.train_stream:
+            strategy.train(experience)
+        assert len(plugin.memory.classes) >= 2
+
+
+def test_integers_that_are_no_bytes_stay_as_they_are():
+    plugin, batches = CondensedReplayPlugin(**options_of()), Batches()
+
+    def sixteen(batch):
+        batch[0] = (batch[0] * 4000).to(torch.int16)
+
+    strategy = naive(Spoil(sixteen), plugin, batches, network=Scaled())
+    for experience in pairs().train_stream[:2]:
+        strategy.train(experience)
+    assert batches.seen[1][0][0][:5].max() > 255
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = model()
+
+    def forward(self, images):
+        return self.inner(images.float() / 4000)
 
 
 def test_looking_ahead_draws_nothing_from_global_generators():
