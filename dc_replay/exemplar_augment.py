@@ -66,7 +66,7 @@ def augment_for(
 
 def check_exemplar_augment(augment: object) -> None:
     """Raise an ArgumentError unless it is an :data:`ExemplarAugment`."""
-    if augment != "training":
+    if not isinstance(augment, str) or augment != "training":
         check_augment(augment)
 
 

@@ -1,6 +1,7 @@
 """Whatever is passed to a public argument is used, or refused in the package's own words."""
 
 import functools
+import inspect
 import math
 import operator
 import os
@@ -120,6 +121,19 @@ def number(least, most=math.inf, *, open=False):
     return usable
 
 
+def of_two(value):
+    """Whether it can be called with two arguments, as far as it says."""
+    if not callable(value):
+        return False
+    try:
+        inspect.signature(getattr(value, "forward", value)).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
 def optional(usable):
     return lambda value: True if value is None else usable(value)
 
@@ -165,10 +179,6 @@ def factory(value):
 
 def path(value):
     return None if isinstance(value, (str, os.PathLike)) else False
-
-
-def function(value):
-    return callable(value)
 
 
 # Calls with one argument open
@@ -385,21 +395,21 @@ ARGUMENTS = {
     "CondensedBuffer.memory": (with_memory, never),
     "CondensedReplayPlugin.batch_size_mem": (named(replay, "batch_size_mem"), optional(whole(1))),
     "CondensedReplayPlugin.match_resolution": (named(replay, "match_resolution"), number(0, 1)),
-    "CondensedReplayPlugin.augment": (named(replay, "augment"), optional(function)),
+    "CondensedReplayPlugin.augment": (named(replay, "augment"), optional(of_two)),
     "CondensedReplayPlugin.normalization": (named(replay, "normalization"), normalization),
     "MemoryOnlyPlugin.batch_size": (named(memory_only, "batch_size"), optional(whole(1))),
     "MemoryOnlyPlugin.presentations_per_stored": (
         named(memory_only, "presentations_per_stored"),
         optional(whole(1)),
     ),
-    "MemoryOnlyPlugin.augment": (named(memory_only, "augment"), optional(function)),
+    "MemoryOnlyPlugin.augment": (named(memory_only, "augment"), optional(of_two)),
     "DistillationPlugin.weight": (named(DistillationPlugin, "weight"), number(0)),
     "DistillationPlugin.temperature": (
         named(DistillationPlugin, "temperature"),
         number(0, open=True),
     ),
     "LogitAdjustmentPlugin.weight": (named(LogitAdjustmentPlugin, "weight"), number(0)),
-    "DeviceResident.augment": (named(DeviceResident, "augment"), optional(function)),
+    "DeviceResident.augment": (named(DeviceResident, "augment"), optional(of_two)),
     "DeviceResident.normalization": (named(DeviceResident, "normalization"), normalization),
     "DeviceResident.seed": (named(DeviceResident, "seed"), whole(0, plain=True)),
     "condense.images": (named(condensed, "images"), never),
