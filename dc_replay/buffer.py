@@ -31,13 +31,7 @@ from dc_replay.checkpoints import fingerprint
 from dc_replay.condense import Condensed, Condenser
 from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.exemplars import Exemplars
-from dc_replay.experiences import (
-    ExperienceImages,
-    classes_of,
-    gather,
-    glance,
-    several_tasks,
-)
+from dc_replay.experiences import ExperienceImages, classes_of, gather, glance, several_tasks
 from dc_replay.formation import Formation
 from dc_replay.identity import identity
 from dc_replay.memory import ExemplarMemory
@@ -300,7 +294,7 @@ class CondensedBuffer(ExemplarsBuffer):
                 normalization=gathered.normalization,
                 generator=generator,
                 progress=self.progress,
-                **self._options(gathered, device),
+                **self._options(gathered, classes, device),
             )
         except DivergedError as error:
             if error.condensed is None:
@@ -403,13 +397,14 @@ class CondensedBuffer(ExemplarsBuffer):
             if known != task:
                 raise ArgumentError(several_tasks(label, known, task))
 
-    def _options(self, gathered: ExperienceImages, device: torch.device) -> dict[str, Any]:
+    def _options(
+        self, gathered: ExperienceImages, classes: list[int], device: torch.device
+    ) -> dict[str, Any]:
         """What a condenser is asked for only where it is needed; another's may not know it."""
         options: dict[str, Any] = {}
         if gathered.pixels.device.type != device.type or self.resident is False:
             options["device"] = device
         if self.checkpoint_dir is not None:
-            classes = gathered.labels.unique().tolist()
             options["checkpoint"] = self._checkpoint(self.checkpoint_dir, classes)
         return options
 

@@ -121,7 +121,7 @@ def glance(
     with isolated(generator, torch.device(device)), torch.no_grad():
         reader = _Reader(dataset, torch.device(device), resident=True)
     tasks: dict[int, int] = {}
-    if reader.with_tasks and reader.lists_labels:
+    if reader.with_tasks and _lists(dataset, reader.label(0)):
         listed = (getattr(dataset, name, ()) for name in ("targets", "targets_task_labels"))
         for label, task in set(zip(*listed, strict=False)):
             _note_task(tasks, int(label), int(task))
@@ -191,7 +191,6 @@ class _Reader:
         self._zeroth: Any = dataset[0]
         self.first = self._image(0, self._item(0)[0])
         self.with_tasks = len(self._item(0)) == 3
-        self.lists_labels = _lists(dataset, self._label(0))
         self.home = home(resident, len(dataset) * self.first.numel(), device=device)
 
     def read(self, normalization: Normalization) -> _Reading:
@@ -205,7 +204,7 @@ class _Reader:
             for index in range(start, min(start + _CHUNK, len(self.dataset))):
                 item = self._item(index)
                 chunk.append(self._image(index, item[0]))
-                label = self._label(index, item)
+                label = self.label(index, item)
                 tensor_labels = isinstance(item[1], Tensor)
                 labels.append(label)
                 if len(item) == 3:
@@ -242,7 +241,7 @@ class _Reader:
             clipped=clipped / values,
         )
 
-    def _label(self, index: int, item: Sequence[Any] | None = None) -> int:
+    def label(self, index: int, item: Sequence[Any] | None = None) -> int:
         return _whole("label", index, (self._item(index) if item is None else item)[1])
 
     def _item(self, index: int) -> Sequence[Any]:

@@ -31,8 +31,7 @@ def training_transforms(dataset: Any) -> TrainingTransforms:
         ArgumentError: If it does anything else, normalises or changes labels differently when
             evaluating, yields no floating-point images, or its parts differ.
     """
-    group = getattr(getattr(dataset, "_flat_data", None), "_transform_groups", None)
-    found = {path.read() for path in _paths(dataset, getattr(group, "current_group", "train"))}
+    found = {path.read() for path in _training_paths(dataset)}
     if len(found) > 1:
         raise _refusal("joins images that are transformed in different ways when training")
     return found.pop()
@@ -54,9 +53,7 @@ def random_changes(
         The random changes, in order and in values that the network sees, and the names of other
         transforms; no changes where parts of the dataset differ.
     """
-    group = getattr(getattr(dataset, "_flat_data", None), "_transform_groups", None)
-    paths = _paths(dataset, getattr(group, "current_group", "train"))
-    found = {path.random(size) for path in paths}
+    found = {path.random(size) for path in _training_paths(dataset)}
     if len(found) == 1:
         return found.pop()
     names = {name for _, others in found for name in others}
@@ -297,6 +294,12 @@ _RANDOM = (
     "ScaleJitter",
     "TrivialAugmentWide",
 )
+
+
+def _training_paths(dataset: Any) -> Iterator[_Path]:
+    """By the transforms that the dataset is set to."""
+    group = getattr(getattr(dataset, "_flat_data", None), "_transform_groups", None)
+    return _paths(dataset, getattr(group, "current_group", "train"))
 
 
 def _paths(dataset: Any, group: str, *, look: bool = True) -> Iterator[_Path]:

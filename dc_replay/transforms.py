@@ -69,10 +69,10 @@ def value_changes(
     done: list[Callable[[Tensor, Generator], Tensor]] = []
     for change in changes:
         if isinstance(change, Flip):
-            done.append(partial(flipped, axis=change.axis, probability=change.probability))
+            done.append(_flipping(change))
         else:
-            fill = torch.tensor(change.fill).expand(channels).view(1, -1, 1, 1).to(device)
-            done.append(partial(cropped, padding=change.padding, fill=fill))
+            fill = torch.tensor(change.fill).expand(channels).view(1, -1, 1, 1)
+            done.append(_cropping(change, fill.to(device)))
 
     def changed(images: Tensor, generator: Generator) -> Tensor:
         for change in done:
@@ -106,14 +106,14 @@ class BatchTransforms:
         for change in transforms.changes:
             done = self._on_values or self._on_bytes
             if isinstance(change, Flip):
-                done.append(partial(flipped, axis=change.axis, probability=change.probability))
+                done.append(_flipping(change))
                 continue
             values = torch.tensor(change.fill, dtype=torch.float64)
             values = values.expand(normalization.channels).view(1, -1, 1, 1)
             fill = _as_bytes(values, normalization)
             if fill is None or done is self._on_values:
                 done, fill = self._on_values, values.to(transforms.dtype)
-            done.append(partial(cropped, padding=change.padding, fill=fill.to(device)))
+            done.append(_cropping(change, fill.to(device)))
 
     def __call__(self, pixels: Tensor, generator: Generator) -> Tensor:
         """Change and normalise a batch, each image by draws of its own.
@@ -131,6 +131,14 @@ class BatchTransforms:
         for change in self._on_values:
             images = change(images, generator)
         return images
+
+
+def _flipping(change: Flip) -> Callable[[Tensor, Generator], Tensor]:
+    return partial(flipped, axis=change.axis, probability=change.probability)
+
+
+def _cropping(change: Crop, fill: Tensor) -> Callable[[Tensor, Generator], Tensor]:
+    return partial(cropped, padding=change.padding, fill=fill)
 
 
 def flipped(images: Tensor, generator: Generator, *, axis: int, probability: float) -> Tensor:
