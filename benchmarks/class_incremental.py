@@ -83,8 +83,8 @@ class Arguments(Workload):
             total-bytes:N or total-images:N, in stored bytes or images.
         shrink_at: STEP:IPC cuts the memory to IPC images per class before the experience STEP,
             counted from 0, is learned.
-        match_resolution: With protocol replay, the share of new images that methods with packed
-            exemplars are shown at the exemplars' resolution; 0 leaves them sharp.
+        match_storage: With protocol replay, the share of new images that are shown as storing would
+            leave them, beside packed or compressed exemplars; 0 leaves all as they are.
         logit_adjustment: With protocol replay, the weight of the logit adjustment to how often each
             class is shown; 0 is none.
         distillation: With protocol replay, the weight of the distillation from the model before; 0
@@ -102,7 +102,7 @@ class Arguments(Workload):
     steps: int = 5
     budget: str | None = None
     shrink_at: str | None = None
-    match_resolution: float = 1.0
+    match_storage: float = 1.0
     logit_adjustment: float = 0.0
     distillation: float = 0.0
     epochs: int | None = None
@@ -159,10 +159,10 @@ class Run:
                 f"`steps` is {arguments.steps}, which does not divide the {self.classes} classes; "
                 f"choose a divisor, or a number of `classes` that it divides"
             )
-        if not 0 <= arguments.match_resolution <= 1:
+        if not 0 <= arguments.match_storage <= 1:
             raise ArgumentError(
-                f"`match_resolution` is {arguments.match_resolution}, but is a share of the new "
-                f"images, from 0 to 1"
+                f"`match_storage` is {arguments.match_storage}, but is a share of the new images, "
+                f"from 0 to 1"
             )
         self.added = {name: getattr(arguments, name) for name in _BESIDE_NEW_DATA}
         for name, weight in self.added.items():
@@ -252,7 +252,7 @@ class Run:
             lr=settings.lr,
             milestones=(0.5,) if arguments.protocol == "gdumb" else (0.6, 0.8),
             decay=0.1 if arguments.protocol == "gdumb" else 0.2,
-            match_resolution=arguments.match_resolution,
+            match_storage=arguments.match_storage,
             augment=augmentation("color", "crop", "flip", "scale", "rotate"),
             cutmix=0.5,
             **self.added,

@@ -191,15 +191,27 @@ class Formation:
         crops = self._crops(stored)[image, row, crop % self.factor]
         return self._enlarge(_as_numbers(crops), stored.shape[-2:])
 
-    def coarse(self, images: Tensor) -> Tensor:
-        """Images at the resolution that being stored would leave them.
+    def as_stored(self, images: Tensor) -> Tensor:
+        """What storing would leave of images: their resolution, and the traces of compression.
+
+        Without compression the rounding to bytes, which shows in no image, is left out.
 
         Args:
-            images: Floating-point images ``[batch, channels, height, width]``, normalised or not.
+            images: Floating-point images ``[batch, channels, height, width]`` in ``[0, 1]``.
 
         Returns:
-            Images of the same shape; the same ones where the factor is 1.
+            Images of the same shape and type; the same ones where they are stored as they are.
         """
+        if self.compression == 1:
+            return self._coarse(images)
+        # A layer holds several images. Those that fill up the last one are dropped again.
+        filling = images[:1].expand(-len(images) % self.factor**2, -1, -1, -1)
+        layers = self._side_by_side(torch.cat([images, filling]))
+        code = self._code_of(layers)
+        shown = Formation(self.factor).decode(code.decode(code.encode(layers)))
+        return shown[: len(images)].to(images.dtype)
+
+    def _coarse(self, images: Tensor) -> Tensor:
         if self.factor == 1:
             return images
         size = images.shape[-2:]

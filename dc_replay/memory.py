@@ -325,6 +325,36 @@ class ExemplarMemory:
         labels = stored.labels.repeat_interleave(self._formation.images_per_stored)
         return self._normalise(images) if normalised else images, labels
 
+    def as_stored(self, images: Tensor) -> Tensor:
+        """What storing would leave of images, such as of new ones that are replayed beside.
+
+        A network that sees old classes only as they come out of the memory, and new ones only as
+        they are, learns to tell them apart by that.
+
+        Args:
+            images: Floating-point images ``[batch, channels, height, width]``, normalised as those
+                of :meth:`sample`. With compression, what lies outside of ``[0, 1]`` without the
+                normalization is clamped.
+
+        Returns:
+            Images of the same shape and type; the same ones where images are stored as they are.
+
+        Raises:
+            ArgumentError: If images of this shape and type cannot be stored.
+        """
+        if images.ndim != 4 or not images.is_floating_point():
+            raise ArgumentError(
+                f"`images` has shape {list(images.shape)} and type {images.dtype}, but must be "
+                f"normalised images [batch, channels, height, width] of a floating-point type"
+            )
+        self._check_shape("images", images)
+        if self._formation.images_per_stored == 1:
+            return images
+        scale = self._scale_at(images.device)
+        plain = images.float()
+        plain = self._formation.as_stored(plain if scale is None else scale.invert(plain))
+        return (plain if scale is None else scale.normalise(plain)).to(images.dtype)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the memory to a safetensors file, replacing an older one in a single step.
 
@@ -420,28 +450,35 @@ class ExemplarMemory:
         return self._exemplars
 
     def _normalise(self, images: Tensor) -> Tensor:
+        scale = self._scale_at(images.device)
+        return images if scale is None else scale.normalise(images)
+
+    def _scale_at(self, device: torch.device) -> Scale | None:
         if self._normalization is None:
-            return images
-        if self._scale is None or self._scale.mean.device != images.device:
-            self._scale = self._normalization.scale(images.device)
-        return self._scale.normalise(images)
+            return None
+        if self._scale is None or self._scale.mean.device != device:
+            self._scale = self._normalization.scale(device)
+        return self._scale
 
     def _check_images(self, exemplars: Exemplars) -> None:
-        shape = _shape_of(exemplars)
         if not exemplars.pixels.numel():
             raise ArgumentError(
                 f"`exemplars` holds no images (shape {list(exemplars.pixels.shape)}); pass at "
                 f"least one image of at least one class"
             )
-        if self.image_shape not in (None, shape):
+        self._check_shape("exemplars", exemplars.pixels)
+
+    def _check_shape(self, argument: str, images: Tensor) -> None:
+        channels, height, width = images.shape[1:]
+        if self.image_shape not in (None, (channels, height, width)):
             raise ArgumentError(
-                f"`exemplars` holds images of shape {shape}, but the stored ones are "
-                f"{self.image_shape}; use one memory for each shape"
+                f"`{argument}` holds images of shape {(channels, height, width)}, but the stored "
+                f"ones are {self.image_shape}; use one memory for each shape"
             )
-        self._formation.check(*shape)
-        if self._normalization is not None and self._normalization.channels != shape[0]:
+        self._formation.check(channels, height, width)
+        if self._normalization is not None and self._normalization.channels != channels:
             raise ArgumentError(
-                f"`exemplars` holds images of {shape[0]} channels, but `normalization` is for "
+                f"`{argument}` holds images of {channels} channels, but `normalization` is for "
                 f"{self._normalization.channels}; pass one mean and std per channel"
             )
 

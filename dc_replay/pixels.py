@@ -78,8 +78,7 @@ class Normalization:
 
     def invert(self, images: Tensor) -> Tensor:
         """Bring normalised images ``[batch, channels, height, width]`` back to ``[0, 1]``."""
-        scale = self._scale(images)
-        return images * scale.std + scale.mean
+        return self._scale(images).invert(images)
 
     def _scale(self, images: Tensor) -> Scale:
         if images.ndim != 4 or images.shape[1] != self.channels:
@@ -118,6 +117,10 @@ class Scale(NamedTuple):
         if images.dtype == torch.uint8:
             images = dequantise(images, self.mean.dtype)
         return (images - self.mean) / self.std
+
+    def invert(self, images: Tensor) -> Tensor:
+        """Bring normalised images ``[batch, channels, height, width]`` back to ``[0, 1]``."""
+        return images * self.std + self.mean
 
 
 def quantise(images: Tensor) -> Tensor:

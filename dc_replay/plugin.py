@@ -30,7 +30,7 @@ from dc_replay.memory import ExemplarMemory
 from dc_replay.memory_only import MemoryOnlyPlugin
 from dc_replay.pixels import Normalization
 from dc_replay.placement import Resident
-from dc_replay.transforms import some_coarse
+from dc_replay.transforms import some_changed
 
 __all__ = ["CondensedReplayPlugin", "DistillationPlugin", "MemoryOnlyPlugin"]
 
@@ -59,11 +59,11 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             experience's training transforms do to new images: torchvision's random flips, and
             random crops out of padded images. A warning names other transforms, which exemplars do
             not get.
-        match_resolution: The share of new images that are shown at the resolution of an exemplar,
-            from 0 to 1; each is drawn by itself. An exemplar of a factor above 1 is less sharp than
-            a new image, and a network that learns to tell old classes from new ones by that takes
-            every sharp test image for one of the new. A share below 1 learns the new classes better
-            and keeps the old ones less well. Nothing happens where the factor is 1.
+        match_storage: The share of new images that are shown as storing would leave them, from 0 to
+            1; each is drawn by itself. An exemplar of a factor above 1 is less sharp than a new
+            image, and one that is stored compressed bears the traces of that. A network that learns
+            to tell old classes from new ones by such a trait, which test images do not have, takes
+            them for new ones. Nothing happens where images are stored as they are.
         seed: At least 0. Condensing and replay follow from it.
         progress: Whether to show progress bars.
         checkpoint_dir: A folder for the state of each experience's condensation, from which a run
@@ -86,7 +86,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         batch_size_mem: int | None = None,
         normalization: Normalization | None = None,
         augment: ExemplarAugment = "training",
-        match_resolution: float = 1.0,
+        match_storage: float = 1.0,
         seed: int = 0,
         progress: bool = True,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -105,12 +105,11 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             resident=resident,
         )
         check_exemplar_augment(augment)
-        if not 0 <= real(match_resolution) <= 1:
+        if not 0 <= real(match_storage) <= 1:
             raise ArgumentError(
-                f"`match_resolution` is {match_resolution}, but is a share of the new images, from "
-                f"0 to 1"
+                f"`match_storage` is {match_storage}, but is a share of the new images, from 0 to 1"
             )
-        self.match_resolution = match_resolution
+        self.match_storage = match_storage
         self.batch_size_mem = batch_size_mem
         self.augment = augment
         self._generator: Generator | None = None
@@ -169,13 +168,13 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             return
         new = batch[0]
         if new.is_floating_point() or new.dtype == torch.uint8:
-            coarse = some_coarse(
+            shown = some_changed(
                 new if new.is_floating_point() else new.float(),
-                self.memory.formation,
-                share=self.match_resolution,
+                self.memory.as_stored,
+                share=self.match_storage if self.memory.formation.images_per_stored > 1 else 0,
                 generator=self._generator,
             )
-            new = _in_type(coarse, new.dtype)
+            new = _in_type(shown, new.dtype)
         count = self.batch_size_mem or strategy.train_mb_size
         images, labels = self.memory.sample(count, generator=self._generator)
         images, labels = images.to(new.device), labels.to(new.device)

@@ -9,7 +9,6 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
-from dc_replay.formation import Formation
 from dc_replay.pixels import Normalization
 
 
@@ -157,24 +156,24 @@ def flipped(images: Tensor, generator: Generator, *, axis: int, probability: flo
     return torch.cat([images, images.flip(axis)]).index_select(0, place)
 
 
-def some_coarse(
-    images: Tensor, formation: Formation, *, share: float, generator: Generator
+def some_changed(
+    images: Tensor, change: Callable[[Tensor], Tensor], *, share: float, generator: Generator
 ) -> Tensor:
-    """Show some of the images at the resolution that being stored would leave them.
+    """Change some of the images.
 
     Args:
-        images: Floating-point images ``[batch, channels, height, width]``.
-        formation: How images are stored; with a factor of 1 nothing changes.
+        images: ``[batch, channels, height, width]``.
+        change: What to do to all of them.
         share: The chance of each image, from 0 to 1.
         generator: Source of one number for each image, unless none or all change.
     """
-    if formation.factor == 1 or not share:
+    if not share:
         return images
     if share == 1:
-        return formation.coarse(images)
+        return change(images)
     drawn = torch.rand(len(images), generator=generator, device=generator.device)
     chosen = (drawn < share).to(images.device)[:, None, None, None]
-    return torch.where(chosen, formation.coarse(images), images)
+    return torch.where(chosen, change(images), images)
 
 
 def cropped(

@@ -43,8 +43,9 @@ class Setup:
         lr: Learning rate of SGD.
         milestones: Shares of the epochs after which the rate falls.
         decay: By what factor it falls.
-        match_resolution: Where new data are trained on beside packed exemplars, the share of them
-            that is shown at the exemplars' resolution. Raw exemplars have nothing to match.
+        match_storage: Where new data are trained on beside packed or compressed exemplars, the
+            share of them that is shown as storing would leave it. Raw exemplars have nothing to
+            match.
         augment: Augmentation of all images that are trained on.
         cutmix: Chance that a mini-batch is mixed.
         logit_adjustment: Weight of the logit adjustment to how often classes are shown; 0 is none.
@@ -69,7 +70,7 @@ class Setup:
     lr: float
     milestones: tuple[float, ...]
     decay: float
-    match_resolution: float
+    match_storage: float
     augment: Augmentation
     cutmix: float
     logit_adjustment: float

@@ -14,7 +14,7 @@ def condensed_replay(setup: Setup) -> Contender:
         condenser=setup.condenser,
         budget=setup.budget,
         augment=None,  # whole mini-batches are augmented, whatever is in them
-        match_resolution=setup.match_resolution,
+        match_storage=setup.match_storage,
         seed=setup.seed,
         progress=setup.progress,
         checkpoint_dir=setup.checkpoint_dir,

@@ -513,7 +513,7 @@ def training(folder):
         "progress": False,
     }
     for name, plugin in {
-        "replay": CondensedReplayPlugin(**options, match_resolution=0),
+        "replay": CondensedReplayPlugin(**options, match_storage=0),
         "memory only": MemoryOnlyPlugin(**options),
     }.items():
         torch.manual_seed(0)

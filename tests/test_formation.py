@@ -172,13 +172,26 @@ def test_an_incomplete_group_cannot_be_packed():
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
-def test_coarse_images_are_those_that_storing_would_leave(factor, generator):
+def test_packing_leaves_of_new_images_what_it_leaves_of_exemplars(factor, generator):
     formation = Formation(factor)
     images = torch.rand(factor**2, 3, 8, 12, generator=generator, dtype=torch.float64)
-    torch.testing.assert_close(formation.coarse(images), formation.decode(formation.pack(images)))
-    shifted = formation.coarse(3 * images - 1)  # normalised or not is the same
-    torch.testing.assert_close(shifted, 3 * formation.coarse(images) - 1)
-    assert formation.coarse(torch.rand(2, 1, 7, 5, generator=generator)).shape == (2, 1, 7, 5)
+    packed = formation.decode(formation.pack(images))
+    torch.testing.assert_close(formation.as_stored(images), packed)
+    assert formation.as_stored(torch.rand(2, 1, 7, 5, generator=generator)).shape == (2, 1, 7, 5)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_compression_leaves_of_new_images_what_it_leaves_of_exemplars(factor, generator):
+    formation = Formation(factor, compression=4)
+    images = torch.rand(2 * formation.images_per_stored, 3, 13, 16, generator=generator)
+    stored = formation.store(formation.pack(images))
+    assert torch.equal(formation.as_stored(images), formation.decode(formation.open(stored)))
+    # The images of a last layer that is not full are what they would be beside any others.
+    some = formation.as_stored(images[: factor**2 + 1])
+    assert some.shape == (factor**2 + 1, 3, 13, 16)
+    assert torch.equal(some[:-1], formation.as_stored(images)[: factor**2])
+    assert formation.as_stored(images[:0]).shape == (0, 3, 13, 16)
+    assert formation.as_stored(images.to(torch.bfloat16)).dtype == torch.bfloat16
 
 
 # Several images in the bytes of one

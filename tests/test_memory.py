@@ -487,6 +487,43 @@ def test_sampling_is_decoding_everything_and_choosing(factor, normalization):
     assert torch.equal(labels, every_label[index])
 
 
+@pytest.mark.parametrize("normalization", [NORMALIZATION, None], ids=["normalised", "plain"])
+@pytest.mark.parametrize("formation", [Formation(1), Formation(2), Formation(1, 2)], ids=str)
+def test_what_has_been_stored_is_as_stored_before_it_is_stored(formation, normalization):
+    side, each = 8, formation.images_per_stored
+    memory = ExemplarMemory(
+        budget=ImagesPerClass(2), formation=formation, normalization=normalization
+    )
+    images = torch.rand(2 * each, 3, side, side, generator=seeded(0))
+    seen = images if normalization is None else normalization.apply(images)
+    shown = memory.as_stored(seen)  # also of a memory that is empty
+    memory.add(Exemplars(formation.store(formation.pack(images)), torch.tensor([4, 4])))
+    decoded = memory.decoded()[0]
+    # To within half a byte, where there is nothing but bytes to lose.
+    coarsest = 1 if normalization is None else min(normalization.std)
+    torch.testing.assert_close(shown, decoded, rtol=0, atol=0.51 / 255 / coarsest)
+    assert torch.equal(memory.as_stored(seen), shown)
+    assert torch.equal(shown, seen) == (each == 1)
+    half = memory.as_stored(seen.to(torch.float16))
+    assert half.dtype == torch.float16 and half.shape == shown.shape
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3, 4, 4), r"`images` has shape \[3, 4, 4\] and type torch.float32, but must"),
+        (torch.zeros(1, *SHAPE, dtype=torch.uint8), "type torch.uint8, but must be normalised"),
+        (torch.zeros(1, 3, 8, 8), r"`images` holds images of shape \(3, 8, 8\), but the stored"),
+    ],
+    ids=["one", "bytes", "larger"],
+)
+def test_images_that_could_not_be_stored_are_refused(images, message):
+    with pytest.raises(ArgumentError, match=message):
+        make_memory({0: 1}).as_stored(images)
+    with pytest.raises(ArgumentError, match="`images` holds images of 1 channels"):
+        make_memory().as_stored(torch.zeros(1, 1, 4, 4))
+
+
 @pytest.mark.parametrize("factor", [1, 2])
 def test_decoding_is_normalised_and_grouped_by_class(factor):
     memory = make_memory({3: 4, 1: 2}, factor=factor)

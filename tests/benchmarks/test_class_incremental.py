@@ -356,15 +356,15 @@ def test_real_images_from_an_npz_file(cifar100_npz: Path, tmp_path: Path) -> Non
 
 
 def test_exemplars_come_with_images_of_their_resolution(tmp_path: Path) -> None:
-    run = Run(smoke(tmp_path, protocol="replay", match_resolution=0.75))
+    run = Run(smoke(tmp_path, protocol="replay", match_storage=0.75))
     contender = run._contender("idc", 0, run.arguments.in_order(run.data, seed=0), tmp_path)
     [replay] = [p for p in contender.strategy.plugins if isinstance(p, CondensedReplayPlugin)]
-    assert replay.match_resolution == 0.75
+    assert replay.match_storage == 0.75
 
 
 def test_a_share_outside_of_0_to_1_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="`match_resolution` is 2.0, but is a share"):
-        Run(replace(smoke(tmp_path), match_resolution=2.0))
+    with pytest.raises(ArgumentError, match="`match_storage` is 2.0, but is a share"):
+        Run(replace(smoke(tmp_path), match_storage=2.0))
 
 
 @pytest.mark.parametrize("method", ["idc", "naive", "stock_replay"])

@@ -394,7 +394,7 @@ ARGUMENTS = {
     ),
     "CondensedBuffer.memory": (with_memory, never),
     "CondensedReplayPlugin.batch_size_mem": (named(replay, "batch_size_mem"), optional(whole(1))),
-    "CondensedReplayPlugin.match_resolution": (named(replay, "match_resolution"), number(0, 1)),
+    "CondensedReplayPlugin.match_storage": (named(replay, "match_storage"), number(0, 1)),
     "CondensedReplayPlugin.augment": (named(replay, "augment"), optional(of_two)),
     "CondensedReplayPlugin.normalization": (named(replay, "normalization"), normalization),
     "MemoryOnlyPlugin.batch_size": (named(memory_only, "batch_size"), optional(whole(1))),
