@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from dc_replay.multisize import Multisize
     from dc_replay.optimisation import OnReal, OnSynthetic, PixelStep
     from dc_replay.pixels import Normalization
-    from dc_replay.plugin import CondensedReplayPlugin, DistillationPlugin, MemoryOnlyPlugin
+    from dc_replay.plugin import (
+        CondensedReplayPlugin,
+        DistillationPlugin,
+        MatchStoragePlugin,
+        MemoryOnlyPlugin,
+    )
     from dc_replay.recipes import (
         RECIPES,
         dc,
@@ -53,7 +58,12 @@ _NAMES = {
     "multisize": ("Multisize",),
     "optimisation": ("OnReal", "OnSynthetic", "PixelStep"),
     "pixels": ("Normalization",),
-    "plugin": ("CondensedReplayPlugin", "DistillationPlugin", "MemoryOnlyPlugin"),
+    "plugin": (
+        "CondensedReplayPlugin",
+        "DistillationPlugin",
+        "MatchStoragePlugin",
+        "MemoryOnlyPlugin",
+    ),
     "recipes": (
         "RECIPES",
         "dc",
@@ -92,6 +102,7 @@ __all__ = [
     "Formation",
     "ImagesPerClass",
     "LogitAdjustmentPlugin",
+    "MatchStoragePlugin",
     "MemoryFileError",
     "MemoryOnlyPlugin",
     "Multisize",

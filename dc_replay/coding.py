@@ -23,6 +23,8 @@ class TransformCode:
     Attributes, besides those of :class:`~dc_replay._layout.Layout` as tensors:
         rows: The transform along the height, ``[height, height]``.
         columns: The transform along the width, ``[width, width]``.
+        member: 1 where a stored coefficient is of a channel, else 0, ``[stored, channels]``.
+        of_bits: The stored coefficients with 1, 2, ..., 8 bits, as positions among them.
         source: For each coefficient of an image where it comes from, among the stored ones, the
             means and a 0, ``[channels * height * width]``.
         levels: What numbers of 1 to 8 bits stand for, ``[510]``.
@@ -44,6 +46,8 @@ class TransformCode:
     byte: Tensor
     following: Tensor
     shift: Tensor
+    member: Tensor
+    of_bits: tuple[Tensor, ...]
     source: Tensor
     levels: Tensor
 
@@ -67,13 +71,11 @@ class TransformCode:
         stored[:, : self.channels] = steps.to(torch.int64)
         values = coefficients.flatten(1).index_select(1, self.place) / self.deviation
         # Not by index_add_, which on a GPU adds in another order each time.
-        member = (self.plane[:, None] == torch.arange(self.channels, device=images.device)).float()
-        power = values.square() @ member / member.sum(dim=0).clamp(min=1)
+        power = values.square() @ self.member / self.member.sum(dim=0).clamp(min=1)
         steps = (4 * power.log2() + 128).round().clamp(0, 255)
         stored[:, self.channels : 2 * self.channels] = steps.to(torch.int64)
         values = values / torch.exp2((steps - 128) / 8)[:, self.plane]
-        for bits in range(1, 9):
-            chosen = (self.bits == bits).nonzero().flatten()
+        for bits, chosen in enumerate(self.of_bits, start=1):
             level = self.levels[2**bits - 2 : 2 ** (bits + 1) - 2]
             halves = (level[1:] + level[:-1]) / 2
             windows = torch.bucketize(values[:, chosen], halves) << self.shift[chosen]
@@ -182,6 +184,8 @@ def transform_code(
             byte=whole(found.byte),
             following=whole(found.following),
             shift=whole(found.shift),
+            member=numbers(found.plane[:, None] == np.arange(channels)),
+            of_bits=tuple(whole(np.flatnonzero(found.bits == bits)) for bits in range(1, 9)),
             source=whole(source),
             levels=numbers(levels()),
         )

@@ -202,14 +202,18 @@ class Formation:
         Returns:
             Images of the same shape and type; the same ones where they are stored as they are.
         """
-        if self.compression == 1:
+        height, width = images.shape[-2:]
+        if self.compression == 1 and height % self.factor == width % self.factor == 0:
             return self._coarse(images)
         # A layer holds several images. Those that fill up the last one are dropped again.
         filling = images[:1].expand(-len(images) % self.factor**2, -1, -1, -1)
         layers = self._side_by_side(torch.cat([images, filling]))
-        code = self._code_of(layers)
-        shown = Formation(self.factor).decode(code.decode(code.encode(layers)))
-        return shown[: len(images)].to(images.dtype)
+        if self.compression > 1:
+            code = self._code_of(layers)
+            layers = code.decode(code.encode(layers)).to(images.dtype)
+        shown = Formation(self.factor).decode(layers)[: len(images)]
+        # The code has no byte for what is no number, and would hide that something went wrong.
+        return torch.where(images.isfinite(), shown, images)
 
     def _coarse(self, images: Tensor) -> Tensor:
         if self.factor == 1:

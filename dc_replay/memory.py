@@ -351,7 +351,7 @@ class ExemplarMemory:
         if self._formation.images_per_stored == 1:
             return images
         scale = self._scale_at(images.device)
-        plain = images.float()
+        plain = images.to(torch.promote_types(images.dtype, torch.float32))
         plain = self._formation.as_stored(plain if scale is None else scale.invert(plain))
         return (plain if scale is None else scale.normalise(plain)).to(images.dtype)
 

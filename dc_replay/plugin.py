@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,13 +27,19 @@ from dc_replay.exemplar_augment import (
     check_exemplar_augment,
 )
 from dc_replay.experiences import classes_of
+from dc_replay.match_storage import MatchStoragePlugin, as_bytes, on_numbers
 from dc_replay.memory import ExemplarMemory
 from dc_replay.memory_only import MemoryOnlyPlugin
 from dc_replay.pixels import Normalization
 from dc_replay.placement import Resident
 from dc_replay.transforms import some_changed
 
-__all__ = ["CondensedReplayPlugin", "DistillationPlugin", "MemoryOnlyPlugin"]
+__all__ = [
+    "CondensedReplayPlugin",
+    "DistillationPlugin",
+    "MatchStoragePlugin",
+    "MemoryOnlyPlugin",
+]
 
 
 class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
@@ -166,15 +173,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         _check_batch(batch, self._shape)  # with an empty memory, too, for the sake of what follows
         if not len(self.memory):
             return
-        new = batch[0]
-        if new.is_floating_point() or new.dtype == torch.uint8:
-            shown = some_changed(
-                new if new.is_floating_point() else new.float(),
-                self.memory.as_stored,
-                share=self.match_storage if self.memory.formation.images_per_stored > 1 else 0,
-                generator=self._generator,
-            )
-            new = _in_type(shown, new.dtype)
+        new = on_numbers(batch[0], partial(self._as_exemplars_are, generator=self._generator))
         count = self.batch_size_mem or strategy.train_mb_size
         images, labels = self.memory.sample(count, generator=self._generator)
         images, labels = images.to(new.device), labels.to(new.device)
@@ -185,6 +184,14 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         if len(batch) == 3:
             tasks = self.buffer.task_labels(labels).to(batch[2].dtype)
             batch[2] = torch.cat([batch[2], tasks])
+
+    def _as_exemplars_are(self, images: Tensor, *, generator: Generator) -> Tensor:
+        """A share of new images as storing would leave them."""
+        if self.memory.formation.images_per_stored == 1:
+            return images
+        return some_changed(
+            images, self.memory.as_stored, share=self.match_storage, generator=generator
+        )
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Condense the experience into the memory."""
@@ -265,7 +272,7 @@ class DistillationPlugin(SupervisedPlugin[Any], supports_distributed=True):
 def _in_type(images: Tensor, dtype: torch.dtype) -> Tensor:
     """Images in the type of a mini-batch; bytes go to networks that begin by normalising them."""
     if dtype == torch.uint8:
-        return images.round().clamp(0, 255).to(dtype)
+        return as_bytes(images)
     return images.to(dtype) if dtype.is_floating_point else images
 
 

@@ -22,6 +22,7 @@ from dc_replay import (
     DistillationPlugin,
     ImagesPerClass,
     LogitAdjustmentPlugin,
+    MatchStoragePlugin,
     MemoryOnlyPlugin,
     TotalImages,
     idc,
@@ -58,7 +59,8 @@ def stored_by(plugin):
 
 def policy():
     buffer = CondensedBuffer(**options(budget=ImagesPerClass(2), max_size=48))
-    return [ReplayPlugin(mem_size=buffer.max_size, storage_policy=buffer)]
+    replay = ReplayPlugin(mem_size=buffer.max_size, storage_policy=buffer)
+    return [replay, MatchStoragePlugin(buffer)]
 
 
 WAYS = {

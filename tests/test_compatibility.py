@@ -52,7 +52,7 @@ from dc_replay.buffer import CondensedBuffer
 from dc_replay.errors import ArgumentError
 from dc_replay.formation import Formation
 from dc_replay.networks import convnet_for
-from dc_replay.plugin import CondensedReplayPlugin, DistillationPlugin
+from dc_replay.plugin import CondensedReplayPlugin, DistillationPlugin, MatchStoragePlugin
 
 # Warnings that point into Avalanche are its own to mend.
 pytestmark = pytest.mark.filterwarnings("ignore:::avalanche")
@@ -340,6 +340,11 @@ CASES = (
         "plugin = ReplayPlugin(mem_size=buffer.max_size, storage_policy=buffer)",
     ),
     Case(
+        "ReplayPlugin, new images as stored",
+        "replay = ReplayPlugin(mem_size=buffer.max_size, storage_policy=buffer); "
+        "strategy = Naive(..., plugins=[replay, MatchStoragePlugin(buffer)])",
+    ),
+    Case(
         "ReplayPlugin, balanced by task",
         "plugin = ReplayPlugin(mem_size=buffer.max_size, storage_policy=buffer, "
         "task_balanced_dataloader=True)",
@@ -543,6 +548,7 @@ def attached(case, stream, names):
         "options": options,
         "DistillationPlugin": DistillationPlugin,
         "LogitAdjustmentPlugin": LogitAdjustmentPlugin,
+        "MatchStoragePlugin": MatchStoragePlugin,
         **names,
     }
     if case.network is not None:

@@ -177,7 +177,23 @@ def test_packing_leaves_of_new_images_what_it_leaves_of_exemplars(factor, genera
     images = torch.rand(factor**2, 3, 8, 12, generator=generator, dtype=torch.float64)
     packed = formation.decode(formation.pack(images))
     torch.testing.assert_close(formation.as_stored(images), packed)
-    assert formation.as_stored(torch.rand(2, 1, 7, 5, generator=generator)).shape == (2, 1, 7, 5)
+
+
+@pytest.mark.parametrize(("factor", "shape"), [(2, (1, 7, 5)), (3, (3, 8, 8)), (3, (2, 9, 8))])
+def test_grey_borders_of_packed_images_are_those_of_new_ones(factor, shape, generator):
+    formation = Formation(factor)
+    images = torch.rand(2 * factor**2, *shape, generator=generator, dtype=torch.float64)
+    packed = formation.decode(formation.pack(images))
+    torch.testing.assert_close(formation.as_stored(images), packed)
+    some = formation.as_stored(images[: factor**2 + 1])
+    torch.testing.assert_close(some, packed[: factor**2 + 1])
+
+
+@pytest.mark.parametrize("formation", [Formation(2), Formation(1, 4), Formation(3, 2)], ids=str)
+def test_what_is_no_number_does_not_become_one(formation, generator):
+    images = torch.rand(2, 3, 8, 8, generator=generator)
+    images[1, 2, 3, 4] = torch.nan
+    assert formation.as_stored(images)[1].isnan().any()
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])

@@ -330,10 +330,22 @@ def as_stored_slowly(images, formation):
     return normalization.apply(formation.decode(opened))[:count]
 
 
-def test_new_images_stay_where_exemplars_are_stored_as_they_are():
-    condenser = recipes.random(factor=1, network=NETWORK)
-    came, shown = new_images(condenser=condenser, match_storage=1.0)
-    assert torch.equal(came, shown)
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_nothing_is_drawn_or_changed_where_images_are_stored_as_they_are(share):
+    runs = []
+    for match_storage in (share, 0.0):
+        batches = Batches()
+        plugin = CondensedReplayPlugin(
+            **options_of(
+                condenser=recipes.random(factor=1, network=NETWORK), match_storage=match_storage
+            )
+        )
+        torch.manual_seed(0)
+        strategy = naive(plugin, batches)
+        for experience in pairs().train_stream[:2]:
+            strategy.train(experience)
+        runs.append(torch.cat([batch[0] for batch in batches.seen[1]]))
+    assert torch.equal(*runs)
 
 
 @both_plugins

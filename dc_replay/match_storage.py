@@ -1,0 +1,105 @@
+"""New images as storing would leave them, so that only what they show tells them from exemplars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import GDumbPlugin
+from torch import Tensor
+
+from dc_replay.buffer import CondensedBuffer
+from dc_replay.errors import ArgumentError
+from dc_replay.experiences import classes_of
+
+
+class MatchStoragePlugin(SupervisedPlugin[Any], supports_distributed=True):
+    """Shows new images as storing would leave them, beside a plugin that replays a buffer.
+
+    For :class:`~dc_replay.buffer.CondensedBuffer` as the storage policy of Avalanche's plugins and
+    strategies. :class:`~dc_replay.plugin.CondensedReplayPlugin` does this by itself; why is said
+    there, at ``match_storage``.
+
+    New is every image but those of classes that the memory holds and the experience does not bring.
+    So where a class comes back its exemplars are taken for new ones, and lose a little more.
+    Nothing happens where images are stored as they are.
+
+    Args:
+        buffer: The storage policy that is replayed.
+
+    Raises:
+        ArgumentError: If it is something else.
+    """
+
+    def __init__(self, buffer: CondensedBuffer) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        if not isinstance(buffer, CondensedBuffer):
+            raise ArgumentError(
+                f"`buffer` is {buffer!r}; pass the CondensedBuffer that is replayed"
+            )
+        self.buffer = buffer
+        self._old: Tensor | None = None
+
+    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Refuse plugins beside which this would make the difference that it is to remove.
+
+        Raises:
+            ArgumentError: If new images are shown as stored already, or nothing but exemplars.
+        """
+        for plugin in strategy.plugins:
+            if isinstance(plugin, GDumbPlugin) or hasattr(plugin, "match_storage"):
+                raise ArgumentError(
+                    f"`plugins` has {type(plugin).__name__}, beside which new images are as "
+                    f"exemplars already; leave {type(self).__name__} out"
+                )
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Note the classes of which there are exemplars alone."""
+        old = sorted({*self.buffer.memory.classes} - classes_of(strategy.experience))
+        self._old = torch.tensor(old, device=strategy.device) if old else None
+
+    def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Change the new images of a mini-batch, which is on the device by now.
+
+        Raises:
+            ArgumentError: If they could not be stored, because of their shape, or have more than
+                one label each.
+        """
+        if self._old is None:
+            return
+        images, labels = strategy.mbatch[:2]
+        if labels.ndim != 1:
+            raise ArgumentError(
+                f"`mbatch` holds labels of shape {list(labels.shape)}, but new images are told by "
+                f"one class label each; a plugin that mixes labels must come after this one"
+            )
+        exemplars = (labels[:, None] == self._old).any(dim=1)[:, None, None, None]
+        changed = on_numbers(images, self.buffer.memory.as_stored)
+        strategy.mbatch[0] = torch.where(exemplars, images, changed)
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Forget them."""
+        self._old = None
+
+
+def on_numbers(images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Change images of a mini-batch as numbers of a floating-point type.
+
+    Args:
+        images: Of a floating-point type, or bytes, which networks take that begin by normalising
+            them. Images of other types stay as they are.
+        change: Gives images of the same shape and type, bytes' from 0 to 255.
+
+    Returns:
+        Images of the same shape and type.
+    """
+    if images.is_floating_point():
+        return change(images)
+    return as_bytes(change(images.float())) if images.dtype == torch.uint8 else images
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Numbers from 0 to 255 as uint8."""
+    return images.round().clamp(0, 255).to(torch.uint8)
