@@ -57,7 +57,9 @@ class MatchStoragePlugin(SupervisedPlugin[Any], supports_distributed=True):
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Note the classes of which there are exemplars alone."""
-        old = sorted({*self.buffer.memory.classes} - classes_of(strategy.experience))
+        memory = self.buffer.memory
+        changed = memory.formation.images_per_stored > 1
+        old = sorted({*memory.classes} - classes_of(strategy.experience)) if changed else []
         self._old = torch.tensor(old, device=strategy.device) if old else None
 
     def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -70,11 +72,7 @@ class MatchStoragePlugin(SupervisedPlugin[Any], supports_distributed=True):
         if self._old is None:
             return
         images, labels = strategy.mbatch[:2]
-        if labels.ndim != 1:
-            raise ArgumentError(
-                f"`mbatch` holds labels of shape {list(labels.shape)}, but new images are told by "
-                f"one class label each; a plugin that mixes labels must come after this one"
-            )
+        check_labels(labels)
         exemplars = (labels[:, None] == self._old).any(dim=1)[:, None, None, None]
         changed = on_numbers(images, self.buffer.memory.as_stored)
         strategy.mbatch[0] = torch.where(exemplars, images, changed)
@@ -82,6 +80,15 @@ class MatchStoragePlugin(SupervisedPlugin[Any], supports_distributed=True):
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Forget them."""
         self._old = None
+
+
+def check_labels(labels: Tensor) -> None:
+    """Raise an ArgumentError unless each image of a mini-batch has one class label."""
+    if labels.ndim != 1:
+        raise ArgumentError(
+            f"`mbatch` holds labels of shape {list(labels.shape)}, but exemplars have one class "
+            f"label each; a plugin that mixes labels must come after this one"
+        )
 
 
 def on_numbers(images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ from dc_replay.exemplar_augment import (
     check_exemplar_augment,
 )
 from dc_replay.experiences import classes_of
-from dc_replay.match_storage import MatchStoragePlugin, as_bytes, on_numbers
+from dc_replay.match_storage import MatchStoragePlugin, as_bytes, check_labels, on_numbers
 from dc_replay.memory import ExemplarMemory
 from dc_replay.memory_only import MemoryOnlyPlugin
 from dc_replay.pixels import Normalization
@@ -289,8 +289,4 @@ def _check_batch(batch: list[Tensor], image_shape: tuple[int, ...]) -> None:
             f"that the evaluation transforms give; make training and evaluation transforms "
             f"agree on it"
         )
-    if batch[1].ndim != 1:
-        raise ArgumentError(
-            f"`mbatch` holds labels of shape {list(batch[1].shape)}, but exemplars have one class "
-            f"label each; a plugin that mixes labels must come after this one"
-        )
+    check_labels(batch[1])
