@@ -34,7 +34,8 @@ class Arguments(Workload):
 
     Attributes:
         recipes: Recipes, separated by commas, to which +sm, +mdc and DREAM+'s components
-            (+representative, +init, +bidirectional) are added; +sm=0.3 sets the weight.
+            (+representative, +init, +bidirectional) are added; +sm=0.3 sets the weight, and
+            +lr=0.1 the pixels' learning rate.
         ipc: Stored images per class, separated by commas.
         networks: Networks to train, separated by commas: convnet3 (or another depth), resnet10,
             resnetap10 and densenet121.

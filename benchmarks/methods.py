@@ -56,6 +56,20 @@ def _factor(built: Condenser, settings: Preset, value: float | None) -> Condense
     return replace(built, formation=replace(built.formation, factor=factor))
 
 
+def _rate(built: Condenser, settings: Preset, value: float | None) -> Condenser:
+    return replace(built, pixels=replace(built.pixels, lr=_given(value)))
+
+
+def _final(built: Condenser, settings: Preset, value: float | None) -> Condenser:
+    return replace(built, pixels=replace(built.pixels, final=_given(value)))
+
+
+def _given(value: float | None) -> float:
+    if value is None:
+        raise ArgumentError("it needs a value, after an equals sign")
+    return value
+
+
 def _whole(value: float) -> int:
     if value != int(value):
         raise ArgumentError(f"its value is {value}, but must be a whole number")
@@ -70,11 +84,14 @@ MODIFIERS: dict[str, Callable[[Condenser, Preset, float | None], Condenser]] = {
     "bidirectional": _bidirectional,
     "compress": _compress,
     "factor": _factor,
+    "lr": _rate,
+    "final": _final,
 }
-"""Subset matching and its weight, multisize condensation and its period, DREAM+'s components, and
-the images that share the bytes of one, and the crops along its sides."""
+"""Subset matching and its weight, multisize condensation and its period, DREAM+'s components, the
+images that share the bytes of one, the crops along its sides, and the pixels' learning rate and the
+share of it that is left at the end."""
 
-_TAKES_VALUE = ("sm", "mdc", "representative", "compress", "factor")
+_TAKES_VALUE = ("sm", "mdc", "representative", "compress", "factor", "lr", "final")
 _FOR_ALL = ("compress", "factor")
 
 
@@ -131,16 +148,16 @@ def method(name: str, *, argument: str = "methods") -> Method:
 
 def _modifier(argument: str, name: str, text: str) -> tuple[str, float | None]:
     modifier, equals, value = text.partition("=")
+    number = None
     if modifier not in MODIFIERS:
         raise ArgumentError(
             f"`{argument}` names {name!r}, but nothing is called {modifier!r}; add {_known()}"
         )
-    if not equals:
-        return modifier, None
     try:
-        number = float(value)
-        if modifier not in _TAKES_VALUE or not math.isfinite(number):
-            raise ValueError
+        if equals:
+            number = float(value)
+            if modifier not in _TAKES_VALUE or not math.isfinite(number):
+                raise ValueError
     except ValueError:
         raise ArgumentError(
             f"`{argument}` names {name!r}, but {modifier!r} takes "

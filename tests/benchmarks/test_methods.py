@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.methods import MODIFIERS, method
 from benchmarks.presets import PRESETS, network_factory
-from dc_replay import ArgumentError, Formation, Multisize, SubsetMatching
+from dc_replay import ArgumentError, Formation, Multisize, PixelStep, SubsetMatching
 from dc_replay.objectives import BidirectionalMatching
 from dc_replay.sampling import Representative
 from dc_replay.selection import ClusterCentres
@@ -49,6 +51,12 @@ def test_what_is_stored_can_be_changed_for_every_recipe() -> None:
     assert build("representative+factor=3").formation == Formation(3)
 
 
+def test_the_pixels_rate_can_be_set() -> None:
+    preset = build("idc_i", "fast").pixels
+    assert build("idc_i+lr=0.5", "fast").pixels == replace(preset, lr=0.5)
+    assert build("dm+lr=3+final=0.25", "fast").pixels == PixelStep(3.0, reference=None, final=0.25)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -63,6 +71,9 @@ def test_what_is_stored_can_be_changed_for_every_recipe() -> None:
         ("idc+init=2", "'init' takes no value"),
         ("herding+mdc", "herding optimises nothing"),
         ("herding+compress=0", "`compression` must be a whole number from 1 to 256, but is 0"),
+        ("idc+lr", "'idc.lr': it needs a value"),
+        ("idc+lr=0", "`lr` is 0.0, but the pixels' learning rate must be above 0"),
+        ("idc+final=2", "`final` is 2.0, but must be between 0"),
         ("herding+compress=2.5", "its value is 2.5, but must be a whole number"),
     ],
 )
