@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +138,7 @@ def _table(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...
 
 def _explanation(comparison: Comparison) -> str:
     sentences = [
-        f"After the last step every method stores {comparison.sizes[0]:,} bytes of pixels."
-        if comparison.equal_bytes
-        else "**Stored bytes differ between methods: this is no comparison at equal memory.**",
+        *_stored(comparison),
         "Test accuracy in percent over the classes seen so far, and its average over the steps;",
         "forgetting in percentage points after the last step; seconds in total over the steps.",
         _seeds(comparison),
@@ -151,6 +149,21 @@ def _explanation(comparison: Comparison) -> str:
             "means are over those there are."
         )
     return " ".join(sentences)
+
+
+def _stored(comparison: Comparison) -> Iterator[str]:
+    unequal = comparison.unequal
+    if comparison.classes_seen[-1] in unequal:
+        yield "**Stored bytes differ between methods: this is no comparison at equal memory.**"
+        return
+    yield f"After the last step every method stores {comparison.sizes[0]:,} bytes of pixels."
+    for step, stored in unequal.items():
+        least = min(stored.values())
+        fewer = [method for method, size in stored.items() if size == least]
+        yield (
+            f"**After {step} classes the memories differ:** {', '.join(fewer)} stores {least:,} "
+            f"bytes, others up to {max(stored.values()):,}."
+        )
 
 
 def _seeds(comparison: Comparison) -> str:

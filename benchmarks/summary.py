@@ -87,12 +87,13 @@ class Comparison:
         return tuple(sorted({method.stored_bytes for method in arrived}))
 
     @property
-    def equal_bytes(self) -> bool:
-        """Whether all methods stored the same bytes after each step."""
-        return all(
-            len({m.bytes_at[step] for m in self.methods if step in m.bytes_at}) == 1
+    def unequal(self) -> dict[int, dict[str, int]]:
+        """The bytes by method after those steps, by classes seen, where they are not the same."""
+        steps = {
+            step: {m.method: m.bytes_at[step] for m in self.methods if step in m.bytes_at}
             for step in self.classes_seen
-        )
+        }
+        return {step: stored for step, stored in steps.items() if len(set(stored.values())) > 1}
 
     @property
     def stored(self) -> str:

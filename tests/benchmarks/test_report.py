@@ -117,6 +117,22 @@ def test_unequal_memory_is_said() -> None:
     assert "0 bytes to 2.56 kB stored" in terminal_table(found)
 
 
+def test_memory_that_is_unequal_on_the_way_is_said_where() -> None:
+    first = rows()[0]["classes_seen"]
+    found = [
+        {
+            **row,
+            "stored_bytes": 1000 if (row["method"], row["classes_seen"]) == ("dm", first) else 2560,
+        }
+        for row in rows()
+    ]
+    assert (
+        "After the last step every method stores 2,560 bytes of pixels. **After 2 classes the "
+        "memories differ:** dm stores 1,000 bytes, others up to 2,560." in report(found)
+    )
+    assert "differ" not in report(rows())
+
+
 def test_protocols_are_never_mixed() -> None:
     found = [*rows(), *rows(protocol="replay", accuracy=10.0)]
     first, second = compare(found)
