@@ -29,8 +29,9 @@ class Preset:
         width: Channels of the ConvNets, the one that condenses and the one that is trained.
         outer: Matching networks of the recipes that optimise; None is the published number.
         inner: Pixel steps with each; None is the published number.
-        pixel_lr: Learning rate of the pixels at 10 images per class, for the recipes after IDC.
-        pixel_final: The share of it that is left at the end.
+        pixel_lr: Learning rate of the pixels at 10 images per class, for IDC and those after it.
+        pixel_lr_unpacked: The same for IDC-I, whose images hold one each.
+        pixel_final: The share of it that is left at the end, of DM's, too.
         real_batch: Real images of a class that a step matches; None is the published number.
         subset_weight: Weight of subset matching, where a method has it.
         multisize_period: Outer iterations between two choices of multisize condensation.
@@ -48,6 +49,7 @@ class Preset:
     outer: int | None
     inner: int | None
     pixel_lr: float
+    pixel_lr_unpacked: float
     pixel_final: float
     subset_weight: float
     multisize_period: int
@@ -68,6 +70,7 @@ PRESETS: dict[str, Preset] = {
         outer=3,
         inner=2,
         pixel_lr=5e-3,
+        pixel_lr_unpacked=5e-3,
         pixel_final=1.0,
         subset_weight=3.0,
         multisize_period=1,
@@ -88,6 +91,7 @@ PRESETS: dict[str, Preset] = {
         # Found on held-out training images of 20 classes of CIFAR-100: few steps want long ones,
         # and then shorter ones.
         pixel_lr=0.12,
+        pixel_lr_unpacked=0.5,
         pixel_final=0.0,
         # Found on held-out images of the same classes for IDC, among 0.1, 0.3, 1, 3 and 10.
         subset_weight=3.0,
@@ -108,6 +112,7 @@ PRESETS: dict[str, Preset] = {
         outer=None,
         inner=None,
         pixel_lr=5e-3,
+        pixel_lr_unpacked=5e-3,
         pixel_final=1.0,
         subset_weight=3.0,
         multisize_period=100,
@@ -170,11 +175,14 @@ def condenser(
         if settings.real_batch is not None:
             built = replace(built, sampler=_resized(built.sampler, settings.real_batch))
     if name in _LIKE_IDC:
+        rate = settings.pixel_lr if name in _PACKED else settings.pixel_lr_unpacked
         built = replace(
             built,
-            pixels=PixelStep(lr=settings.pixel_lr, final=settings.pixel_final),
+            pixels=PixelStep(lr=rate, final=settings.pixel_final),
             update=OnReal(settings.network_images),
         )
+    if name == "dm":
+        built = replace(built, pixels=replace(built.pixels, final=settings.pixel_final))
     if isinstance(built.selection, Herding | KCenter | Forgetting):
         selection = replace(built.selection, epochs=settings.selection_epochs)
         built = replace(built, selection=selection)

@@ -80,3 +80,13 @@ def test_the_pixels_rate_can_be_set() -> None:
 def test_unknown_names(name: str, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         method(name)
+
+
+def test_few_steps_have_rates_of_their_own() -> None:
+    fast, published = PRESETS["fast"], PixelStep()
+    for name, lr in (("idc", fast.pixel_lr), ("idc_i", fast.pixel_lr_unpacked)):
+        assert build(name, "fast").pixels == PixelStep(lr, final=fast.pixel_final)
+        assert build(name).pixels == published
+    dm = PixelStep(1.0, reference=None)
+    assert build("dm").pixels == dm
+    assert build("dm", "fast").pixels == replace(dm, final=fast.pixel_final)
