@@ -148,16 +148,14 @@ def method(name: str, *, argument: str = "methods") -> Method:
 
 def _modifier(argument: str, name: str, text: str) -> tuple[str, float | None]:
     modifier, equals, value = text.partition("=")
-    number = None
     if modifier not in MODIFIERS:
         raise ArgumentError(
             f"`{argument}` names {name!r}, but nothing is called {modifier!r}; add {_known()}"
         )
     try:
-        if equals:
-            number = float(value)
-            if modifier not in _TAKES_VALUE or not math.isfinite(number):
-                raise ValueError
+        number = float(value) if equals else None
+        if number is not None and (modifier not in _TAKES_VALUE or not math.isfinite(number)):
+            raise ValueError
     except ValueError:
         raise ArgumentError(
             f"`{argument}` names {name!r}, but {modifier!r} takes "

@@ -171,6 +171,7 @@ def condenser(
             # It takes one step with each network. Where there are fewer steps than published, as
             # many as the others take.
             outer, inner = outer and outer * (settings.inner or _PUBLISHED_INNER), 1
+            built = replace(built, pixels=replace(built.pixels, final=settings.pixel_final))
         built = replace(built, outer=outer or built.outer, inner=inner)
         if settings.real_batch is not None:
             built = replace(built, sampler=_resized(built.sampler, settings.real_batch))
@@ -181,8 +182,6 @@ def condenser(
             pixels=PixelStep(lr=rate, final=settings.pixel_final),
             update=OnReal(settings.network_images),
         )
-    if name == "dm":
-        built = replace(built, pixels=replace(built.pixels, final=settings.pixel_final))
     if isinstance(built.selection, Herding | KCenter | Forgetting):
         selection = replace(built.selection, epochs=settings.selection_epochs)
         built = replace(built, selection=selection)

@@ -160,8 +160,9 @@ def _stored(comparison: Comparison) -> Iterator[str]:
     for step, stored in unequal.items():
         least = min(stored.values())
         fewer = [method for method, size in stored.items() if size == least]
+        store = "stores" if len(fewer) == 1 else "store"
         yield (
-            f"**After {step} classes the memories differ:** {', '.join(fewer)} stores {least:,} "
+            f"**After {step} classes the memories differ:** {', '.join(fewer)} {store} {least:,} "
             f"bytes, others up to {max(stored.values()):,}."
         )
 

@@ -131,6 +131,8 @@ def test_memory_that_is_unequal_on_the_way_is_said_where() -> None:
         "memories differ:** dm stores 1,000 bytes, others up to 2,560." in report(found)
     )
     assert "differ" not in report(rows())
+    small = [{**row, "method": "dc"} for row in found if row["method"] == "dm"]
+    assert "dm, dc store 1,000 bytes, others up to 2,560." in report([*found, *small])
 
 
 def test_protocols_are_never_mixed() -> None:
