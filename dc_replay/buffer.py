@@ -7,10 +7,10 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from dc_replay.budgets import Budget, Smallest, TotalImages
 from dc_replay.checkpoints import fingerprint
 from dc_replay.condense import Condensed, Condenser
 from dc_replay.errors import ArgumentError, DivergedError
+from dc_replay.exemplar_augment import check_transform, training_changes, warn_of
 from dc_replay.exemplars import Exemplars
 from dc_replay.experiences import ExperienceImages, classes_of, gather, glance, several_tasks
 from dc_replay.formation import Formation
@@ -37,6 +38,8 @@ from dc_replay.identity import identity
 from dc_replay.memory import ExemplarMemory
 from dc_replay.pixels import Normalization, quantise
 from dc_replay.placement import Resident, check_resident, home
+from dc_replay.training_transforms import torchvision_transform
+from dc_replay.transforms import Crop, Flip
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +86,12 @@ class CondensedBuffer(ExemplarsBuffer):
             :meth:`~dc_replay.condense.Condenser.condense`. A run that died and is started again
             with the same seed goes on from there, and has the same exemplars in the end. The files
             stay until you delete them. None keeps nothing.
+        augment: What images of :attr:`buffer` are changed by while it is set to the transforms of
+            training, as Avalanche's strategies set it to train on them. ``"training"`` does the
+            random flips and padded crops of the last experience's training transforms, and a
+            warning names others; or a transform of single normalised images, or None for none. Two
+            kinds of images of which one alone has the borders of padded crops are told apart by
+            these, and test images have none.
         resident: Whether images stay on the device that computes. False keeps an experience's
             images, while it is condensed, and the memory in the host's memory, and brings over what
             a step needs; ``"auto"`` does that with either where it would take more than a quarter
@@ -112,8 +121,10 @@ class CondensedBuffer(ExemplarsBuffer):
         max_size: int | None = None,
         with_task_labels: bool | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
+        augment: Callable[[Tensor], Tensor] | Literal["training"] | None = "training",
         resident: Resident = "auto",
     ) -> None:
+        check_transform(augment)
         if not hasattr(condenser, "condense") or isinstance(condenser, type):
             raise ArgumentError(
                 f"`condenser` is {condenser!r}, which cannot condense; call a recipe to get one, "
@@ -135,6 +146,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self.seed = seed
         self.progress = progress
         self.with_task_labels = with_task_labels
+        self.augment = augment
         self.resident: Resident = resident
         self.checkpoint_dir = (
             None if checkpoint_dir is None else path_of("checkpoint_dir", checkpoint_dir)
@@ -149,6 +161,8 @@ class CondensedBuffer(ExemplarsBuffer):
         self._tasks: dict[int, int] = {}
         self._carries_tasks = bool(with_task_labels)
         self._tensor_labels = False
+        # The training transforms of the last experience, and the names of those that are left out.
+        self._training: tuple[tuple[Flip | Crop, ...], tuple[str, ...]] = ((), ())
         self._view: _View | None = None
         # The last experience of a strategy, and how many it had been trained on before.
         self._remembered: tuple[weakref.ref[Any], Any] | None = None
@@ -191,6 +205,11 @@ class CondensedBuffer(ExemplarsBuffer):
     def carries_tasks(self) -> bool:
         """Whether the items of :attr:`buffer` carry a task label."""
         return self._carries_tasks
+
+    @property
+    def augments(self) -> bool:
+        """Whether images of :attr:`buffer` are augmented when they are trained on."""
+        return bool(self._training[0]) if self.augment == "training" else self.augment is not None
 
     def task_labels(self, labels: Tensor) -> Tensor:
         """The task label with which each class arrived.
@@ -281,6 +300,13 @@ class CondensedBuffer(ExemplarsBuffer):
             normalization=self._normalization(),
             resident=self.resident,
         )
+        dataset = experience.dataset
+        training = training_changes(
+            dataset.train() if hasattr(dataset, "train") else dataset,
+            gathered.pixels.shape[1:],
+            device=device,
+            generator=stream(self.seed, CHECKING, device=device),
+        )
         tasks = gathered.tasks or {}
         self._check_tasks(tasks)
         classes = gathered.labels.unique().tolist()
@@ -306,6 +332,7 @@ class CondensedBuffer(ExemplarsBuffer):
             gathered.tasks is not None if self.with_task_labels is None else self.with_task_labels
         )
         self._tensor_labels = gathered.tensor_labels
+        self._training = training
         self.history.append(_thinned(condensed.history))
         self.seconds.append(condensed.seconds_before + time.perf_counter() - began)
         self.seconds_before.append(condensed.seconds_before)
@@ -368,10 +395,12 @@ class CondensedBuffer(ExemplarsBuffer):
 
     @property
     def buffer(self) -> AvalancheDataset[Any]:
-        """The decoded images as a dataset on the CPU: float32, normalised, transformed already.
+        """The decoded images as a dataset on the CPU: float32, normalised.
 
-        Items have the form of the last experience's: ``(image, label)``, or with the task label as
-        a third value. Nothing is decoded before it is asked for, so its length is cheap.
+        Set to the transforms of training, as it comes, images are augmented; ``buffer.eval()``
+        gives them as they are stored. Items have the form of the last experience's: ``(image,
+        label)``, or with the task label as a third value. Nothing is decoded before it is asked
+        for, so its length is cheap.
         """
         return self._current().dataset
 
@@ -490,7 +519,17 @@ class CondensedBuffer(ExemplarsBuffer):
             tasks = self.task_labels(decoded.labels).tolist()
             attributes.append(DataAttribute(tasks, "targets_task_labels", use_in_getitem=True))
             make = TaskAwareSupervisedClassificationDataset
-        return make([decoded], data_attributes=attributes)
+        groups = {"train": (self._transform(decoded), None), "eval": (None, None)}
+        return make([decoded], data_attributes=attributes, transform_groups=groups)
+
+    def _transform(self, decoded: _DecodedImages) -> Callable[[Tensor], Tensor] | None:
+        """What an image is changed by when it is trained on."""
+        if self.augment is None or callable(self.augment):
+            return self.augment
+        changes, others = self._training
+        warn_of(others, "a transform of an image that is normalised")
+        height, width = decoded.pixels.shape[2:]
+        return torchvision_transform(changes, (height, width)) if changes else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 
 from dc_replay.errors import ArgumentError
 from dc_replay.randomness import isolated
-from dc_replay.training_transforms import random_changes
-from dc_replay.transforms import Flip, value_changes
+from dc_replay.training_transforms import random_changes, training_transforms
+from dc_replay.transforms import Crop, Flip, value_changes
 
 ImageAugment = Callable[[Tensor, Generator], Tensor]
 """Changes normalised images ``[batch, channels, height, width]``, keeping their shape."""
@@ -48,20 +48,67 @@ def augment_for(
     """
     if augment is None or callable(augment):
         return augment
+    changes, others = training_changes(dataset, image_shape, device=device, generator=generator)
+    warn_of(
+        others,
+        "a function of a batch of normalised images and a generator such as "
+        "augmentation('color', 'crop', 'flip')",
+    )
+    return value_changes(changes, channels=image_shape[0], device=device)
+
+
+def training_changes(
+    dataset: Any, image_shape: tuple[int, ...], *, device: torch.device, generator: Generator
+) -> tuple[tuple[Flip | Crop, ...], tuple[str, ...]]:
+    """What exemplars get of a dataset's training transforms.
+
+    Args:
+        dataset: Set to the transforms that are used for training.
+        image_shape: ``(channels, height, width)`` of the exemplars.
+        device: Whose global generators are seeded while the dataset is looked into.
+        generator: Seeds them; they are then as they were.
+
+    Returns:
+        The random changes, in order, and the names of the transforms that exemplars do not get.
+    """
     channels, height, width = image_shape
     with isolated(generator, device):
         changes, others = random_changes(dataset, (height, width))
-    fitting = [c for c in changes if isinstance(c, Flip) or len(c.fill) in (1, channels)]
+    fitting = tuple(c for c in changes if isinstance(c, Flip) or len(c.fill) in (1, channels))
     if len(fitting) < len(changes):  # which were done to images of other channels
         others = (*others, "RandomCrop")
+    return fitting, others
+
+
+def plain_training_set(dataset: Any, *, device: torch.device, generator: Generator) -> Any | None:
+    """A dataset without its random training transforms, for those who do them to whole batches.
+
+    Args:
+        dataset: Set to the transforms that are used for training.
+        device: As for :func:`training_changes`.
+        generator: Likewise.
+
+    Returns:
+        The dataset set to the transforms of evaluation, if these differ from those of training by
+        flips and padded crops alone, and give float32 images; else None.
+    """
+    with isolated(generator, device):
+        try:
+            found = training_transforms(dataset)
+        except ArgumentError:
+            return None
+    alone = found.changes and found.dtype == torch.float32
+    return dataset.eval() if alone else None
+
+
+def warn_of(others: Sequence[str], instead: str) -> None:
+    """Name the training transforms that exemplars do not get, if any, and what may be passed."""
     if others:
         warnings.warn(
             f"the experience applies {', '.join(others)} when training, which exemplars do not get "
-            f"when they are replayed; pass `augment`, a function of a batch of normalised images "
-            f"and a generator such as augmentation('color', 'crop', 'flip'), or None for none",
-            stacklevel=2,
+            f"when they are replayed; pass `augment`, {instead}, or None for none",
+            stacklevel=3,
         )
-    return value_changes(fitting, channels=channels, device=device)
 
 
 def check_exemplar_augment(augment: object) -> None:
@@ -80,7 +127,7 @@ def check_augment(augment: object) -> None:
             f"images and a generator"
         )
     # Those of version 2 take any number of arguments, and would transform the generator.
-    if isinstance(augment, v2.Transform) or not _takes_two(augment):
+    if isinstance(augment, v2.Transform) or not _takes(augment, 2):
         raise ArgumentError(
             f"`augment` is {augment!r}, which does not take a batch of images and a generator; "
             f"pass augmentation('crop', 'flip'), or for a transform t, which draws from torch's "
@@ -88,10 +135,22 @@ def check_augment(augment: object) -> None:
         )
 
 
-def _takes_two(function: Callable[..., Any]) -> bool:
-    """Whether it can be called with two arguments; a module says so of its ``forward``."""
+def check_transform(augment: object) -> None:
+    """Raise an ArgumentError unless it is a transform of one image, ``"training"`` or None."""
+    if augment is None or (isinstance(augment, str) and augment == "training"):
+        return
+    # A class could be called as well, and would give a transform in place of an image.
+    if isinstance(augment, type) or not callable(augment) or not _takes(augment, 1):
+        raise ArgumentError(
+            f"`augment` is {augment!r}, which does not change an image; pass a transform such as "
+            f"torchvision's RandomHorizontalFlip(), 'training' or None"
+        )
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether it can be called with so many arguments; a module says so of its ``forward``."""
     try:
-        inspect.signature(getattr(function, "forward", function)).bind(None, None)
+        inspect.signature(getattr(function, "forward", function)).bind(*[None] * count)
     except TypeError:
         return False
     except ValueError:  # some that are written in C do not say

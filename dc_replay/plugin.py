@@ -25,6 +25,7 @@ from dc_replay.exemplar_augment import (
     ImageAugment,
     augment_for,
     check_exemplar_augment,
+    plain_training_set,
 )
 from dc_replay.experiences import classes_of
 from dc_replay.match_storage import MatchStoragePlugin, as_bytes, check_labels, on_numbers
@@ -65,7 +66,8 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             normalised images and a generator, or None for none. ``"training"`` does what the
             experience's training transforms do to new images: torchvision's random flips, and
             random crops out of padded images. A warning names other transforms, which exemplars do
-            not get.
+            not get. Where there are none, and new images are shown as storing would leave them,
+            flips and crops are left out of the dataset and done to whole mini-batches after that.
         match_storage: The share of new images that are shown as storing would leave them, from 0 to
             1; each is drawn by itself. An exemplar of a factor above 1 is less sharp than a new
             image, and one that is stored compressed bears the traces of that. A network that learns
@@ -102,6 +104,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         super().__init__()  # type: ignore[no-untyped-call]
         if batch_size_mem is not None:
             batch_size_mem = whole("batch_size_mem", batch_size_mem)
+        check_exemplar_augment(augment)
         self.buffer = CondensedBuffer(
             condenser=condenser,
             budget=budget,
@@ -109,9 +112,9 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             seed=seed,
             progress=progress,
             checkpoint_dir=checkpoint_dir,
+            augment="training" if augment == "training" else None,
             resident=resident,
         )
-        check_exemplar_augment(augment)
         if not 0 <= real(match_storage) <= 1:
             raise ArgumentError(
                 f"`match_storage` is {match_storage}, but is a share of the new images, from 0 to 1"
@@ -122,6 +125,10 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         self._generator: Generator | None = None
         self._shape: tuple[int, ...] = ()
         self._augment: ImageAugment | None = None
+        self._augments_both = False
+        # The dataset that is trained on, and what it is without random transforms.
+        self._given: Any = None
+        self._plain: Any = None
 
     @property
     def memory(self) -> ExemplarMemory:
@@ -137,6 +144,25 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         """What condensing each experience recorded; see :class:`~dc_replay.condense.Condensed`."""
         return self.buffer.history
 
+    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Take flips and crops over from the dataset where new images are shown as stored.
+
+        They are then done to new images and exemplars together, after that. A crop that is padded
+        before leaves other traces of storing than one that is padded afterwards, and a network
+        tells new images by these.
+        """
+        self._given = self._plain = None
+        shown_as_stored = self.match_storage and self.memory.formation.images_per_stored > 1
+        if self.augment != "training" or not shown_as_stored or not len(self.memory):
+            return
+        self._plain = plain_training_set(
+            strategy.adapted_dataset,
+            device=strategy.device,
+            generator=stream(self.buffer.seed, CHECKING, device=strategy.device),
+        )
+        if self._plain is not None:
+            self._given, strategy.adapted_dataset = strategy.adapted_dataset, self._plain
+
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Start the draws of this experience; each process of a distributed run has its own.
 
@@ -145,13 +171,17 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
                 :meth:`~dc_replay.buffer.CondensedBuffer.check`.
         """
         self._shape = self.buffer.check(strategy.experience, device=strategy.device)
+        data = strategy.adapted_dataset
+        # Unless another plugin has put a dataset of its own in its place.
+        self._augments_both = self._plain is not None and data is self._plain
         self._augment = augment_for(
             self.augment,
-            strategy.adapted_dataset,
+            self._given if self._augments_both else data,
             self._shape,
             device=strategy.device,
             generator=stream(self.buffer.seed, CHECKING, device=strategy.device),
         )
+        self._given = self._plain = None
         self._generator = stream(
             self.buffer.seed,
             REPLAYING,
@@ -173,20 +203,27 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         _check_batch(batch, self._shape)  # with an empty memory, too, for the sake of what follows
         if not len(self.memory):
             return
-        new = on_numbers(batch[0], partial(self._as_exemplars_are, generator=self._generator))
+        as_stored = partial(self._share_as_stored, generator=self._generator)
+        new = on_numbers(batch[0], as_stored)
         count = self.batch_size_mem or strategy.train_mb_size
         images, labels = self.memory.sample(count, generator=self._generator)
         images, labels = images.to(new.device), labels.to(new.device)
-        if self._augment is not None:
+        if self._augment is not None and not self._augments_both:
             images = self._augment(images, self._generator)
+            if self.memory.formation.factor == 1:
+                # Augmented before it went through the code is what new images are, too. Packed
+                # exemplars would lose sharpness that new images keep.
+                images = as_stored(images)
         batch[0] = torch.cat([new, _in_type(images, new.dtype)])
+        if self._augment is not None and self._augments_both:
+            batch[0] = self._augment(batch[0], self._generator)
         batch[1] = torch.cat([batch[1], labels.to(batch[1].dtype)])
         if len(batch) == 3:
             tasks = self.buffer.task_labels(labels).to(batch[2].dtype)
             batch[2] = torch.cat([batch[2], tasks])
 
-    def _as_exemplars_are(self, images: Tensor, *, generator: Generator) -> Tensor:
-        """A share of new images as storing would leave them."""
+    def _share_as_stored(self, images: Tensor, *, generator: Generator) -> Tensor:
+        """A share of images as storing would leave them."""
         if self.memory.formation.images_per_stored == 1:
             return images
         return some_changed(

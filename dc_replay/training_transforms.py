@@ -75,6 +75,28 @@ def random_inside(dataset: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(n for n in names if n.startswith("Random") or n in _RANDOM))
 
 
+def torchvision_transform(changes: Iterable[Flip | Crop], size: tuple[int, int]) -> v2.Compose:
+    """Random changes as a transform of single images, as datasets apply them.
+
+    Args:
+        changes: One or more, in order.
+        size: Height and width of an image.
+
+    Returns:
+        A transform of tensors ``[channels, height, width]`` that draws from torch's global
+        generator.
+    """
+    flips = {-1: v2.RandomHorizontalFlip, -2: v2.RandomVerticalFlip}
+    return v2.Compose(
+        [
+            flips[change.axis](change.probability)
+            if isinstance(change, Flip)
+            else v2.RandomCrop(size, padding=list(change.padding), fill=list(change.fill))
+            for change in changes
+        ]
+    )
+
+
 @dataclass(frozen=True)
 class _Path:
     """The way of images from the innermost dataset outwards.
@@ -218,8 +240,10 @@ class _Image:
         changes = []
         for _, change, before in self.changes:
             if before and self.normalize is not None and isinstance(change, Crop):
-                (value,) = change.fill
-                fill = ((value - mean) / std for mean, std in zip(*self.normalize, strict=True))
+                numbers = (change.fill, *self.normalize)
+                count = max(map(len, numbers))
+                channels = zip(*(n * count if len(n) == 1 else n for n in numbers), strict=True)
+                fill = ((value - mean) / std for value, mean, std in channels)
                 change = Crop(change.padding, tuple(fill))
             changes.append(change)
         return TrainingTransforms(tuple(changes), self._dtype)
@@ -263,10 +287,11 @@ class _Image:
         if min(padding) < 0:
             raise _refusal(f"applies {name} with a negative padding")
         fill = transform.fill
-        if isinstance(fill, bool) or not isinstance(fill, (int, float)):
-            raise _refusal(f"applies {name} with `fill` {fill!r}, which is not a number")
-        value = fill / 255 if self._dtype == torch.uint8 else float(fill)
-        self._change(transform, Crop(padding, (value,)))
+        values = fill if isinstance(fill, (tuple, list)) else [fill]
+        if not values or not all(type(value) in (int, float) for value in values):
+            raise _refusal(f"applies {name} with `fill` {fill!r}, which is no number for a channel")
+        scale = 255 if self._dtype == torch.uint8 else 1
+        self._change(transform, Crop(padding, tuple(value / scale for value in values)))
 
 
 _SCALING = (v1.ToTensor, v2.ToTensor)

@@ -6,13 +6,24 @@ import pytest
 import torch
 from avalanche.benchmarks import nc_benchmark
 from avalanche.benchmarks.utils import as_classification_dataset, concat_datasets
+from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.supervised import Naive
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from dc_replay import CondensedReplayPlugin, ImagesPerClass, MemoryOnlyPlugin, recipes
+from dc_replay import (
+    ArgumentError,
+    CondensedBuffer,
+    CondensedReplayPlugin,
+    DeviceResident,
+    ImagesPerClass,
+    MemoryOnlyPlugin,
+    Normalization,
+    recipes,
+)
 from dc_replay.exemplar_augment import augment_for
 from dc_replay.training_transforms import random_changes, random_inside
 from dc_replay.transforms import Crop, Flip
@@ -69,6 +80,15 @@ def is_one_of(image, images):
     return bool(torch.isclose(images, image, atol=1e-5).flatten(1).all(dim=1).any())
 
 
+def windows(images):
+    """What may be cut out of normalised images that have a white border of three pixels."""
+    border = NORMALIZE(torch.ones(3, 1, 1))
+    padded = border.expand(3, SIDE + 6, SIDE + 6).repeat(len(images), 1, 1, 1).contiguous()
+    padded[:, :, 3:-3, 3:-3] = images
+    found = padded.unfold(2, SIDE, 1).unfold(3, SIDE, 1)
+    return found.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, SIDE, SIDE)
+
+
 both_plugins = pytest.mark.parametrize("make", [CondensedReplayPlugin, MemoryOnlyPlugin])
 both_versions = pytest.mark.parametrize("version", [v1, v2])
 
@@ -89,12 +109,7 @@ def test_exemplars_are_mirrored_as_new_images_are(make, version):
 def test_exemplars_are_cropped_as_new_images_are(make, version):
     train = version.Compose([version.RandomCrop(SIDE, padding=3, fill=1.0), NORMALIZE])
     seen, stored = shown(make, train)
-    border = NORMALIZE(torch.ones(3, 1, 1))
-    padded = border.expand(3, SIDE + 6, SIDE + 6).repeat(len(stored), 1, 1, 1).contiguous()
-    padded[:, :, 3:-3, 3:-3] = stored
-    windows = padded.unfold(2, SIDE, 1).unfold(3, SIDE, 1)
-    windows = windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, SIDE, SIDE)
-    assert all(is_one_of(image, windows) for image in seen)
+    assert all(is_one_of(image, windows(stored)) for image in seen)
     assert sum(is_one_of(image, stored) for image in seen) < len(seen) / 2
 
 
@@ -115,6 +130,165 @@ def test_what_exemplars_do_not_get_is_named(make):
         warnings.filterwarnings("error", message="the experience applies")
         shown(make, train, augment=None)
         shown(make, train, augment=lambda images, generator: images)
+
+
+CROP = v2.RandomCrop(SIDE, padding=3, fill=1.0)
+CROPPED = v2.Compose([CROP, v2.RandomHorizontalFlip(p=1.0), NORMALIZE])
+
+
+def replayed(*others, train=CROPPED, **options):
+    """What a network is shown of new images and of exemplars, and what it is to be shown of."""
+    options = {"budget": ImagesPerClass(10), "progress": False, **options}
+    plugin = CondensedReplayPlugin(**options)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 4))
+    seen = []
+
+    class Noting(SupervisedPlugin):
+        def before_forward(self, strategy, **kwargs):
+            seen.append(strategy.mbatch[0].clone())
+
+    strategy = Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+        train_mb_size=20,
+        plugins=[plugin, *others, Noting()],
+        evaluator=None,
+    )
+    stream = benchmark(train).train_stream
+    strategy.train(stream[0])
+    seen.clear()
+    decoded = plugin.memory.decoded()[0]
+    strategy.train(stream[1])
+    new = plugin.memory.as_stored(images_of(stream[1].dataset.eval()))
+    (batch,) = seen
+    assert len(batch) == 40
+    return batch[:20], batch[20:], new, decoded
+
+
+PACKED = recipes.random(factor=2)
+COMPRESSED = recipes.random(compression=3)
+kinds_of_storage = pytest.mark.parametrize("condenser", [PACKED, COMPRESSED])
+
+
+@kinds_of_storage
+@pytest.mark.parametrize("others", [(), (DeviceResident(),)], ids=["loader", "resident"])
+def test_new_images_are_cropped_after_they_went_through_storage_as_exemplars_are(condenser, others):
+    new, old, stored, decoded = replayed(*others, condenser=condenser)
+    assert all(is_one_of(image, windows(stored).flip(-1)) for image in new)
+    assert all(is_one_of(image, windows(decoded).flip(-1)) for image in old)
+    for seen, plain in ((new, stored), (old, decoded)):
+        assert sum(is_one_of(image, plain.flip(-1)) for image in seen) < len(seen) / 2
+
+
+class Another(SupervisedPlugin):
+    """Trains on another dataset, which holds what the experience does."""
+
+    def after_train_dataset_adaptation(self, strategy, **kwargs):
+        strategy.adapted_dataset = strategy.experience.dataset.train()
+
+
+@kinds_of_storage
+@pytest.mark.parametrize(
+    ("others", "options"),
+    [
+        ((), {"train": v2.Compose([v2.ColorJitter(0.0), CROPPED])}),
+        ((Another(),), {}),
+        ((), {"match_storage": 0.0}),
+        ((), {"augment": lambda images, generator: images.flip(-1)}),
+    ],
+    ids=["other transforms", "other dataset", "not matched", "own function"],
+)
+@pytest.mark.filterwarnings("ignore:the experience applies ColorJitter")
+def test_training_transforms_are_left_where_they_are_otherwise(condenser, others, options):
+    """New images come cropped, and their borders go through storage with them."""
+    new, old, stored, decoded = replayed(*others, condenser=condenser, **options)
+    assert sum(is_one_of(image, windows(stored).flip(-1)) for image in new) < len(new) / 2
+    plain = IMAGES[20:]
+    cropped = windows(NORMALIZE(plain)).flip(-1)
+    if "match_storage" not in options:
+        with_memory = CondensedReplayPlugin(condenser=condenser, budget=ImagesPerClass(10))
+        with_memory.memory.normalization = Normalization(NORMALIZE.mean, NORMALIZE.std)
+        cropped = with_memory.memory.as_stored(cropped)
+    assert all(is_one_of(image, cropped) for image in new)
+    if condenser is PACKED and "augment" not in options:
+        assert all(is_one_of(image, windows(decoded).flip(-1)) for image in old)
+
+
+def images_of(dataset):
+    return torch.stack([dataset[index][0] for index in range(len(dataset))])
+
+
+def filled_buffer(train, **options):
+    buffer = CondensedBuffer(
+        condenser=recipes.random(), budget=ImagesPerClass(10), progress=False, **options
+    )
+    assert not buffer.augments or options
+    buffer.remember(benchmark(train).train_stream[0], device="cpu")
+    return buffer, buffer.memory.decoded()[0]
+
+
+@both_versions
+def test_a_buffer_augments_what_is_trained_on(version):
+    crop = version.RandomCrop(SIDE, padding=3, fill=1.0)
+    buffer, stored = filled_buffer(
+        version.Compose([crop, version.RandomHorizontalFlip(p=1.0), NORMALIZE])
+    )
+    assert buffer.augments
+    allowed = windows(stored).flip(-1)
+    parts = [group.buffer for group in buffer.buffer_groups.values()]
+    for view in (buffer.buffer, buffer.buffer.eval().train(), *parts):
+        seen = images_of(view)
+        assert all(is_one_of(image, allowed) for image in seen)
+        assert sum(is_one_of(image, stored) for image in seen) < len(seen) / 2
+    assert torch.equal(images_of(buffer.buffer.eval()), stored)
+    assert torch.equal(torch.cat([images_of(part.eval()) for part in parts]), stored)
+
+
+def test_a_buffer_augments_as_it_is_told():
+    train = v2.Compose([v2.RandomHorizontalFlip(p=1.0), NORMALIZE])
+    buffer, stored = filled_buffer(train, augment=None)
+    assert torch.equal(images_of(buffer.buffer), stored) and not buffer.augments
+    buffer, stored = filled_buffer(train, augment=lambda image: image + 100)
+    assert torch.equal(images_of(buffer.buffer), stored + 100) and buffer.augments
+    assert torch.equal(images_of(buffer.buffer.eval()), stored)
+    buffer, stored = filled_buffer(NORMALIZE)
+    assert torch.equal(images_of(buffer.buffer), stored) and not buffer.augments
+    for wrong in ("crop", v2.RandomHorizontalFlip, lambda images, generator: images):
+        with pytest.raises(ArgumentError, match="`augment` is .*, which does not change an image"):
+            filled_buffer(train, augment=wrong)
+
+
+def test_a_buffer_names_what_its_images_do_not_get_when_they_are_asked_for():
+    train = v2.Compose([v2.ColorJitter(0.5), v2.RandomHorizontalFlip(p=1.0), NORMALIZE])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the experience applies")
+        buffer, stored = filled_buffer(train)
+        images_of(filled_buffer(train, augment=None)[0].buffer)
+    with pytest.warns(UserWarning, match="ColorJitter when training.*`augment`, a transform of an"):
+        assert torch.equal(images_of(buffer.buffer), stored.flip(-1))
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated function update")
+def test_avalanche_replays_exemplars_as_it_trains_on_new_images():
+    buffer, _ = filled_buffer(v2.Compose([v2.RandomHorizontalFlip(p=1.0), NORMALIZE]))
+    seen = []
+
+    class Noting(SupervisedPlugin):
+        def before_forward(self, strategy, **kwargs):
+            seen.append(strategy.mbatch[0][strategy.mbatch[1] < 2].clone())
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 4))
+    strategy = Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+        train_mb_size=10,
+        plugins=[ReplayPlugin(mem_size=buffer.max_size, storage_policy=buffer), Noting()],
+        evaluator=None,
+    )
+    stored = buffer.memory.decoded()[0]
+    strategy.train(benchmark(NORMALIZE).train_stream[1])
+    assert len(torch.cat(seen)) == 20
+    assert all(is_one_of(image.flip(-1), stored) for image in torch.cat(seen))
 
 
 TO_SIZE = v2.Resize(SIDE)

@@ -9,6 +9,7 @@ from avalanche.training.plugins import GDumbPlugin, ReplayPlugin
 from avalanche.training.supervised import ER_ACE, Naive
 from torch import nn
 from torch.utils.data import TensorDataset
+from torchvision.transforms import v2
 
 from dc_replay import recipes
 from dc_replay.budgets import ImagesPerClass
@@ -24,15 +25,15 @@ NETWORK = convnet_for(SHAPE, width=8)
 FORMATIONS = pytest.mark.parametrize("formation", [Formation(2), Formation(1, 3)], ids=str)
 
 
-def stream(target_transform=None):
+def stream(target_transform=None, train=None):
     """Three experiences of two classes, of ten images each."""
     targets = torch.arange(6).repeat_interleave(10)
     images = torch.rand(60, *SHAPE, generator=torch.Generator().manual_seed(1))
     data = TensorDataset(images, targets)
     data.targets = targets.tolist()
-    transforms = dict.fromkeys(("train", "eval"), (None, target_transform))
+    transforms = {"train": (train, target_transform), "eval": (None, target_transform)}
     data = as_classification_dataset(
-        data, transform_groups=transforms if target_transform else None
+        data, transform_groups=transforms if target_transform or train else None
     )
     return class_incremental_benchmark({"train": data, "test": data}, num_experiences=3)
 
@@ -104,6 +105,21 @@ def test_new_images_alone_are_changed(make, formation):
         replayed += int(exemplars.sum())
     # ER-ACE draws exemplars by itself, beside a mini-batch of new images.
     assert (replayed > 0) == (make is naive)
+
+
+@FORMATIONS
+def test_compressed_exemplars_that_the_buffer_augments_are_changed_as_new_images_are(formation):
+    given, shown, memory, old = trained(naive, formation, train=v2.RandomCrop(8, padding=2))
+    replayed = 0
+    for (before, labels), (after, _) in zip(given, shown, strict=True):
+        packed = torch.tensor([int(label) in old for label in labels])
+        replayed += int(packed.sum())
+        if formation.factor == 1:
+            packed[:] = False
+        torch.testing.assert_close(after[~packed], memory.as_stored(before)[~packed])
+        assert (after != before)[~packed].flatten(1).any(dim=1).all()
+        assert torch.equal(after[packed], before[packed])
+    assert replayed
 
 
 @FORMATIONS

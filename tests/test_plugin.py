@@ -319,6 +319,40 @@ def test_a_share_of_the_new_images_is_shown_as_exemplars_are(formation, share):
     assert (0.2 < changed.float().mean() < 0.8) if share == 0.5 else bool((changed == share).all())
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("formation", [Formation(2), Formation(1, 3), Formation(2, 2)], ids=str)
+def test_compressed_exemplars_are_shown_as_stored_once_more_after_augment(formation, share):
+    """As new images are, which come augmented; packed ones would lose sharpness by it."""
+    augmented = []
+
+    def augment(images, generator):
+        augmented.append(images.roll(3, dims=-1) * 0.7)
+        return augmented[-1]
+
+    options = {"factor": formation.factor, "compression": formation.compression}
+    batches = Batches()
+    plugin = CondensedReplayPlugin(
+        **options_of(
+            condenser=recipes.random(network=NETWORK, **options),
+            match_storage=share,
+            augment=augment,
+            batch_size_mem=20,
+        )
+    )
+    strategy = naive(plugin, batches, train_epochs=3)
+    for experience in pairs().train_stream[:2]:
+        strategy.train(experience)
+    shown = torch.cat([batch[0][-20:] for batch in batches.seen[1]])
+    stored = torch.cat([as_stored_slowly(images, formation) for images in augmented])
+    augmented = torch.cat(augmented)
+    if formation.factor > 1:
+        share = 0
+    changed = (shown != augmented).flatten(1).any(dim=1)
+    torch.testing.assert_close(shown[changed], stored[changed])
+    assert torch.equal(shown[~changed], augmented[~changed])
+    assert (0.2 < changed.float().mean() < 0.8) if share == 0.5 else bool((changed == share).all())
+
+
 def as_stored_slowly(images, formation):
     """Normalised images as they are when they have been stored, and are replayed."""
     count = len(images)

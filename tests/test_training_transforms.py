@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from dc_replay.errors import ArgumentError
 from dc_replay.experiences import gather
-from dc_replay.training_transforms import training_transforms
+from dc_replay.training_transforms import torchvision_transform, training_transforms
 from dc_replay.transforms import BatchTransforms, Crop, Flip
 
 SIZE = (3, 4)
@@ -72,6 +72,8 @@ def assert_same_outcomes(dataset, *, draws, several=True):
 
 
 FLIP = v1.RandomHorizontalFlip()
+COLOUR = (77, 255, 0)
+GREY = v1.Normalize(0.5, 0.2)
 CASES = {
     "none": ("floats", [V2], [V2]),
     "PIL as usual": (
@@ -87,11 +89,14 @@ CASES = {
     "PIL filled": ("PIL", [v1.RandomCrop(SIZE, 1, fill=77), v1.ToTensor()], [v1.ToTensor()]),
     "bytes filled": ("bytes", [v2.RandomCrop(SIZE, 1, fill=77), SCALED, V2], [SCALED, V2]),
     "array": ("array", [v1.ToTensor(), FLIP, V1], [v1.ToTensor(), V1]),
+    "colours before": ("bytes", [v2.RandomCrop(SIZE, 1, fill=COLOUR), SCALED, V2], [SCALED, V2]),
+    "colours after": ("floats", [V2, v2.RandomCrop(SIZE, 1, fill=[0.5, -1.0, 0.2])], [V2]),
+    "colours, one scale": ("floats", [v2.RandomCrop(SIZE, 1, fill=[0.1, 1.0, 0.0]), GREY], [GREY]),
     "filled before": ("bytes", [SCALED, v2.RandomCrop(SIZE, 1, fill=0.3), V2], [SCALED, V2]),
     "filled after": ("bytes", [SCALED, V2, v1.RandomCrop(SIZE, 1, fill=0.3)], [SCALED, V2]),
     "black after": ("bytes", [SCALED, V2, v1.RandomCrop(SIZE, 1), FLIP], [SCALED, V2]),
     "no normalize": ("floats", [v1.RandomCrop(SIZE, 1, fill=1)], []),
-    "not by channel": ("floats", [v1.RandomCrop(SIZE, 1), v1.Normalize(0.5, 0.2)], None),
+    "not by channel": ("floats", [v1.RandomCrop(SIZE, 1), GREY], None),
     "two borders": ("floats", [v1.RandomCrop(SIZE, (2, 1)), V1], [V1]),
     "two borders again": ("floats", [v2.RandomCrop(SIZE, (2, 1)), V1], [V1]),
     "four borders": ("floats", [v1.RandomCrop(SIZE, (2, 0, 0, 1)), V1], [V1]),
@@ -167,6 +172,21 @@ def test_padding_is_in_values_that_the_network_sees():
     assert only(dataset_of(v2.Compose([SCALED, V2, crop]), evaluation)).fill == (0.0,)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (Flip(-1, 1.0), Flip(-2, 0.5)),
+        (Crop((2, 0, 1, 1), (0.5, -1.0, 0.2)), Flip(-1, 0.5)),
+        (Crop((1, 1, 1, 1), (0.0,)), Crop((0, 1, 0, 0), (2.0, 1.0, 3.0))),
+    ],
+)
+def test_changes_become_the_transform_that_they_are_found_in(changes):
+    transform = torchvision_transform(changes, SIZE)
+    dataset = dataset_of(transform, v2.Identity(), kind="floats")
+    assert training_transforms(dataset.train()).changes == changes
+    assert_same_outcomes(dataset, draws=500, several=True)
+
+
 def test_a_crop_that_cannot_move_changes_nothing():
     training = v2.Compose([v1.RandomCrop(SIZE), v2.RandomCrop(SIZE, padding=0), V2])
     assert training_transforms(dataset_of(training, V2, kind="floats")).changes == ()
@@ -198,7 +218,7 @@ BAD = {
         "RandomCrop with reflect padding",
     ),
     "negative": (V2, [v1.RandomCrop(SIZE, -1), V2], "RandomCrop with a negative padding"),
-    "colours": (V2, [v2.RandomCrop(SIZE, 1, fill=[1, 2, 3]), V2], r"`fill` \[1, 2, 3\], which is"),
+    "by kind": (V2, [v2.RandomCrop(SIZE, 1, fill={torch.Tensor: 1}), V2], r"`fill` {.*}, which is"),
     "by type": (V2, [v2.ToDtype({torch.Tensor: torch.float32}), V2], "converts .* to {.*without"),
     "to bytes": (V2, [v2.ToDtype(torch.uint8, scale=True), SCALED, V2], "float32 images to .*int8"),
 }

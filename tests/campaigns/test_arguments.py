@@ -121,17 +121,25 @@ def number(least, most=math.inf, *, open=False):
     return usable
 
 
-def of_two(value):
-    """Whether it can be called with two arguments, as far as it says."""
-    if not callable(value):
-        return False
-    try:
-        inspect.signature(getattr(value, "forward", value)).bind(None, None)
-    except TypeError:
-        return False
-    except ValueError:
+def taking(count):
+    """Whether it can be called with so many arguments, as far as it says."""
+
+    def usable(value):
+        if not callable(value):
+            return False
+        try:
+            inspect.signature(getattr(value, "forward", value)).bind(*[None] * count)
+        except TypeError:
+            return False
+        except ValueError:
+            return True
         return True
-    return True
+
+    return usable
+
+
+def of_one(value):
+    return taking(1)(value) and not isinstance(value, type)
 
 
 def optional(usable):
@@ -388,6 +396,7 @@ ARGUMENTS = {
     "CondensedBuffer.seed": (named(buffer, "seed"), whole(0, plain=True)),
     "CondensedBuffer.max_size": (named(buffer, "max_size"), optional(whole(4))),
     "CondensedBuffer.checkpoint_dir": (named(buffer, "checkpoint_dir"), optional(path)),
+    "CondensedBuffer.augment": (named(buffer, "augment"), optional(of_one)),
     "CondensedBuffer.resize": (
         resized,
         lambda v: whole(4)(v) if array(v) or truth(v) or not whole(9)(v) else False,
@@ -395,21 +404,21 @@ ARGUMENTS = {
     "CondensedBuffer.memory": (with_memory, never),
     "CondensedReplayPlugin.batch_size_mem": (named(replay, "batch_size_mem"), optional(whole(1))),
     "CondensedReplayPlugin.match_storage": (named(replay, "match_storage"), number(0, 1)),
-    "CondensedReplayPlugin.augment": (named(replay, "augment"), optional(of_two)),
+    "CondensedReplayPlugin.augment": (named(replay, "augment"), optional(taking(2))),
     "CondensedReplayPlugin.normalization": (named(replay, "normalization"), normalization),
     "MemoryOnlyPlugin.batch_size": (named(memory_only, "batch_size"), optional(whole(1))),
     "MemoryOnlyPlugin.presentations_per_stored": (
         named(memory_only, "presentations_per_stored"),
         optional(whole(1)),
     ),
-    "MemoryOnlyPlugin.augment": (named(memory_only, "augment"), optional(of_two)),
+    "MemoryOnlyPlugin.augment": (named(memory_only, "augment"), optional(taking(2))),
     "DistillationPlugin.weight": (named(DistillationPlugin, "weight"), number(0)),
     "DistillationPlugin.temperature": (
         named(DistillationPlugin, "temperature"),
         number(0, open=True),
     ),
     "LogitAdjustmentPlugin.weight": (named(LogitAdjustmentPlugin, "weight"), number(0)),
-    "DeviceResident.augment": (named(DeviceResident, "augment"), optional(of_two)),
+    "DeviceResident.augment": (named(DeviceResident, "augment"), optional(taking(2))),
     "DeviceResident.normalization": (named(DeviceResident, "normalization"), normalization),
     "DeviceResident.seed": (named(DeviceResident, "seed"), whole(0, plain=True)),
     "condense.images": (named(condensed, "images"), never),
