@@ -72,7 +72,7 @@ class Table:
 
 
 def _replay(
-    images: int, methods: tuple[str, ...] = _REPLAYED, *, epochs: int = 10, **more: float
+    images: int, methods: tuple[str, ...] = _REPLAYED, *, epochs: int = 10, **more: float | str
 ) -> Table:
     """New data beside a memory of some images in all, which is always full."""
     options = {"protocol": "replay", "budget": f"total-images:{images}", "epochs": epochs, **more}
@@ -95,6 +95,13 @@ TABLES: dict[str, dict[str, Table]] = {
         # Twice as long: ten epochs end before the network has learned what it can.
         "balanced_200_20": _replay(
             200, ("stock_replay", "herding+compress=10", "herding"), epochs=20, **_BALANCED
+        ),
+        # As memories are attached by default: each deals with the training transforms by itself.
+        "attached_200": _replay(
+            200,
+            ("stock_replay", "herding", "herding+compress=10"),
+            augmentation="training",
+            **_BALANCED,
         ),
         # What every memory lies between: no images of old classes, and all of them.
         "bounds": _replay(200, ("naive", "cumulative"), **_BALANCED),

@@ -61,7 +61,6 @@ from dc_replay.networks import computed_in, set_precision
 from dc_replay.pixels import quantise
 from strategies import PROTOCOLS, WITHOUT_RECIPE, Contender, Setup
 
-# Left out of the settings while they are 0, so that older results stay comparable.
 _BESIDE_NEW_DATA = ("logit_adjustment", "distillation")
 
 
@@ -89,6 +88,10 @@ class Arguments(Workload):
             class is shown; 0 is none.
         distillation: With protocol replay, the weight of the distillation from the model before; 0
             is none. The protocol memory-only always has it, with weight 1.
+        augmentation: Whole mini-batches, exemplars and new images alike, by colour, crop, flip,
+            scale, rotation and CutMix; or, with protocol replay, the experience's training
+            transforms by the padded crops and flips of Avalanche's SplitCIFAR100, for each memory
+            to deal with as it does when it is attached.
         epochs: Overrides the preset's epochs of training.
         condensed: A folder to keep condensed experiences in, for runs that train something else on
             the same ones: another network, or under another protocol. What is there is not
@@ -105,6 +108,7 @@ class Arguments(Workload):
     match_storage: float = 1.0
     logit_adjustment: float = 0.0
     distillation: float = 0.0
+    augmentation: Literal["batch", "training"] = "batch"
     epochs: int | None = None
     condensed: Path | None = None
     out: Path = Path("runs/class_incremental")
@@ -173,30 +177,38 @@ class Run:
                     f"`{name}` is {weight}, but `protocol` is {arguments.protocol}; only replay "
                     f"beside new data takes it"
                 )
+        if arguments.augmentation == "training" and arguments.protocol != "replay":
+            raise ArgumentError(
+                f"`augmentation` is training, but `protocol` is {arguments.protocol}; only replay "
+                f"beside new data has training transforms"
+            )
         self.total = _total(arguments.budget, classes=self.classes, image=self.data.x_train[0])
         self.cut = _cut(arguments)
         self.store = ResultStore(arguments.out)
 
     def settings(self) -> Row:
         """What must not differ between rows that are compared."""
+        # Left out while they are as they always were, so that older results stay comparable.
         absent = [name for name, weight in self.added.items() if not weight]
+        absent += ["augmentation"] if self.arguments.augmentation == "batch" else []
         return self.arguments.settings(
             self.preset, free=("methods", "condensed", *absent), classes=self.classes
         )
 
     @property
     def protocol(self) -> str:
-        """What is trained on, and with which losses besides."""
+        """What is trained on, with which losses besides, and how it is augmented."""
         words = [
             f"{name.replace('_', ' ')} {weight:g}" for name, weight in self.added.items() if weight
         ]
+        words += ["training transforms"] if self.arguments.augmentation == "training" else []
         return ", ".join((self.arguments.protocol, *words))
 
     def contest(self, method: str, seed: int) -> list[Row]:
         """Run one method with one seed, from where it stopped; return the new rows."""
         steps = self.arguments.steps
         data = self.arguments.in_order(self.data, seed=seed)
-        stream = _stream(data, steps)
+        stream = _stream(data, steps, self.arguments.augmentation)
         torch.manual_seed(seed)
         state = State(self.arguments.out / "state" / f"{method}-{seed}")
         condensing = self.arguments.condensed or state.condensing
@@ -225,6 +237,7 @@ class Run:
             arguments.network, channels=channels, size=(height, width), width=settings.width
         )
         epochs, presentations = settings.epochs, arguments.factor**2
+        batches = arguments.augmentation == "batch"
         images = len(data.x_train) // arguments.steps
         if arguments.protocol != "replay":
             images = per_step * arguments.ipc * presentations
@@ -253,8 +266,8 @@ class Run:
             milestones=(0.5,) if arguments.protocol == "gdumb" else (0.6, 0.8),
             decay=0.1 if arguments.protocol == "gdumb" else 0.2,
             match_storage=arguments.match_storage,
-            augment=augmentation("color", "crop", "flip", "scale", "rotate"),
-            cutmix=0.5,
+            augment=augmentation("color", "crop", "flip", "scale", "rotate") if batches else None,
+            cutmix=0.5 if batches else 0.0,
             **self.added,
             device=self.device,
             seed=seed,
@@ -292,7 +305,8 @@ class Run:
                     progress=not self.arguments.quiet,
                     checkpoint_dir=self.arguments.condensed,
                 )
-                yield buffer, _stream(data, self.arguments.steps).train_stream
+                stream = _stream(data, self.arguments.steps, self.arguments.augmentation)
+                yield buffer, stream.train_stream
 
     def _budget(self) -> Budget:
         each = ImagesPerClass(self.arguments.ipc)
@@ -461,18 +475,20 @@ class State:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _stream(data: ImageData, steps: int) -> Any:
+def _stream(data: ImageData, steps: int, augmented: str) -> Any:
     normalization = data.normalization()
-    transform = v2.Compose(
-        [
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(normalization.mean), list(normalization.std)),
-        ]
-    )
+    seen = [
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(list(normalization.mean), list(normalization.std)),
+    ]
+    _, height, width = data.image_shape
+    crop = v2.RandomCrop((height, width), padding=max(height, width) // 8)  # 4 for CIFAR's images
+    changes = [crop, v2.RandomHorizontalFlip()]
+    trained = [*changes, *seen] if augmented == "training" else seen
+    both = {"train": (v2.Compose(trained), None), "eval": (v2.Compose(seen), None)}
 
     def dataset(images: torch.Tensor, labels: torch.Tensor) -> Any:
         tensors = LabelledImages(images, labels.tolist())
-        both = {"train": (transform, None), "eval": (transform, None)}
         # Avalanche's own class-balanced buffers add task labels, and so need them here.
         return TaskAwareSupervisedClassificationDataset(
             [tensors],

@@ -46,8 +46,10 @@ class Setup:
         match_storage: Where new data are trained on beside packed or compressed exemplars, the
             share of them that is shown as storing would leave it. Raw exemplars have nothing to
             match.
-        augment: Augmentation of all images that are trained on.
-        cutmix: Chance that a mini-batch is mixed.
+        augment: Augmentation of whole mini-batches, exemplars and new images alike. None where new
+            images are augmented by the experience's training transforms, and exemplars are left to
+            the memory.
+        cutmix: Chance that a mini-batch is mixed, if whole ones are augmented.
         logit_adjustment: Weight of the logit adjustment to how often classes are shown; 0 is none.
         distillation: Weight of the distillation from the model before; 0 is none.
         device: Where to run.
@@ -71,7 +73,7 @@ class Setup:
     milestones: tuple[float, ...]
     decay: float
     match_storage: float
-    augment: Augmentation
+    augment: Augmentation | None
     cutmix: float
     logit_adjustment: float
     distillation: float
@@ -129,18 +131,22 @@ def naive(setup: Setup, plugins: Sequence[SupervisedPlugin[Any]] = ()) -> Naive:
         added.append(LogitAdjustmentPlugin(weight=setup.logit_adjustment))
     if setup.distillation:
         added.append(DistillationPlugin(weight=setup.distillation))
-    augment = AugmentBatch(setup.augment, setup.cutmix, setup.seed)
+    criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+    if setup.augment is not None:
+        augment = AugmentBatch(setup.augment, setup.cutmix, setup.seed)
+        added.append(augment)
+        criterion = augment.criterion
     schedule = Schedule(setup.lr, setup.milestones, setup.decay, setup.progress)
     optimizer = torch.optim.SGD(model.parameters(), lr=setup.lr, momentum=0.9, weight_decay=5e-4)
     return Naive(
         model=model,
         optimizer=optimizer,
-        criterion=augment.criterion,
+        criterion=criterion,
         train_mb_size=setup.batch,
         train_epochs=setup.epochs,
         eval_mb_size=500,
         device=setup.device,
-        plugins=[*plugins, *added, augment, schedule],
+        plugins=[*plugins, *added, schedule],
         evaluator=setup.evaluator,
     )
 

@@ -13,7 +13,8 @@ def condensed_replay(setup: Setup) -> Contender:
     replay = CondensedReplayPlugin(
         condenser=setup.condenser,
         budget=setup.budget,
-        augment=None,  # whole mini-batches are augmented, whatever is in them
+        # Nothing where whole mini-batches are augmented, whatever is in them.
+        augment=None if setup.augment else "training",
         match_storage=setup.match_storage,
         seed=setup.seed,
         progress=setup.progress,

@@ -4,12 +4,14 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from avalanche.core import SupervisedPlugin
 from PIL import Image
 
-from benchmarks.class_incremental import Arguments, Run, State, cli, main
+from benchmarks.class_incremental import Arguments, Run, State, _stream, cli, main
 from benchmarks.compiled import CompiledLayers
 from benchmarks.data import load
 from benchmarks.presets import PRESETS, condenser, network_factory
@@ -26,6 +28,7 @@ from dc_replay.networks import ConvNet
 from dc_replay.optimisation import Optimisation
 from dc_replay.pixels import quantise
 from strategies import WITHOUT_RECIPE
+from strategies.common import AugmentBatch
 
 FIELDS = {
     "method", "protocol", "seed", "step", "classes_seen", "accuracy", "forgetting", "stored_bytes",
@@ -365,6 +368,53 @@ def test_exemplars_come_with_images_of_their_resolution(tmp_path: Path) -> None:
 def test_a_share_outside_of_0_to_1_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="`match_storage` is 2.0, but is a share"):
         Run(replace(smoke(tmp_path), match_storage=2.0))
+
+
+class Seen(SupervisedPlugin):
+    """The new images that the network is shown in the first experience."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[torch.Tensor] = []
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        self.images.append(strategy.mbatch[0].clone())
+
+
+@pytest.mark.parametrize("method", ["herding", "naive", "stock_replay"])
+@pytest.mark.parametrize("augmentation", ["batch", "training"])
+def test_images_are_augmented_as_a_batch_or_by_the_training_transforms(
+    augmentation: str, method: str, tmp_path: Path
+) -> None:
+    arguments = smoke(tmp_path, protocol="replay", methods=method, augmentation=augmentation)
+    run = Run(arguments)
+    data = arguments.in_order(run.data, seed=0)
+    contender = run._contender(method, 0, data, tmp_path)
+    batches = augmentation == "batch"
+    plugins = contender.strategy.plugins
+    assert any(isinstance(plugin, AugmentBatch) for plugin in plugins) == batches
+    for replay in plugins:
+        if isinstance(replay, CondensedReplayPlugin):
+            assert replay.augment == (None if batches else "training")
+    seen = Seen()
+    plugins.insert(0, seen)  # before whole mini-batches are augmented
+    stream = _stream(data, arguments.steps, augmentation)
+    contender.strategy.train(stream.train_stream[0])
+    shown = torch.cat(seen.images).flatten(1).unique(dim=0)
+    first = stream.train_stream[0].dataset.eval()
+    plain = torch.stack([item[0] for item in first]).flatten(1).unique(dim=0)
+    both = torch.cat([shown, plain]).unique(dim=0)
+    if batches:
+        assert len(both) == len(shown) == len(plain)
+    else:  # cropped and mirrored in another way each time
+        assert len(both) > 1.5 * len(plain)
+    assert ("training transforms" in run.protocol) != batches
+    assert ("augmentation" in run.settings()) != batches
+
+
+def test_training_transforms_are_for_replay_beside_new_data(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="`augmentation` is training, but `protocol` is memory"):
+        Run(smoke(tmp_path, augmentation="training"))
 
 
 @pytest.mark.parametrize("method", ["idc", "naive", "stock_replay"])
