@@ -161,8 +161,9 @@ class CondensedBuffer(ExemplarsBuffer):
         self._tasks: dict[int, int] = {}
         self._carries_tasks = bool(with_task_labels)
         self._tensor_labels = False
-        # The training transforms of the last experience, and the names of those that are left out.
-        self._training: tuple[tuple[Flip | Crop, ...], tuple[str, ...]] = ((), ())
+        # The changes by the training transforms of the last experience that was remembered, and the
+        # names of those that are left out.
+        self._training: tuple[tuple[Flip | Crop, ...], tuple[str, ...]] | None = None
         self._view: _View | None = None
         # The last experience of a strategy, and how many it had been trained on before.
         self._remembered: tuple[weakref.ref[Any], Any] | None = None
@@ -209,7 +210,9 @@ class CondensedBuffer(ExemplarsBuffer):
     @property
     def augments(self) -> bool:
         """Whether images of :attr:`buffer` are augmented when they are trained on."""
-        return bool(self._training[0]) if self.augment == "training" else self.augment is not None
+        if self.augment == "training":
+            return self._training is not None and bool(self._training[0])
+        return self.augment is not None
 
     def task_labels(self, labels: Tensor) -> Tensor:
         """The task label with which each class arrived.
@@ -300,13 +303,7 @@ class CondensedBuffer(ExemplarsBuffer):
             normalization=self._normalization(),
             resident=self.resident,
         )
-        dataset = experience.dataset
-        training = training_changes(
-            dataset.train() if hasattr(dataset, "train") else dataset,
-            gathered.pixels.shape[1:],
-            device=device,
-            generator=stream(self.seed, CHECKING, device=device),
-        )
+        training = self._training_of(experience, gathered.pixels.shape[1:], device)
         tasks = gathered.tasks or {}
         self._check_tasks(tasks)
         classes = gathered.labels.unique().tolist()
@@ -522,10 +519,31 @@ class CondensedBuffer(ExemplarsBuffer):
         groups = {"train": (self._transform(decoded), None), "eval": (None, None)}
         return make([decoded], data_attributes=attributes, transform_groups=groups)
 
+    def _training_of(
+        self, experience: Any, shape: Iterable[int], device: torch.device
+    ) -> tuple[tuple[Flip | Crop, ...], tuple[str, ...]] | None:
+        if self.augment != "training":
+            return None
+        dataset = experience.dataset
+        return training_changes(
+            dataset.train() if hasattr(dataset, "train") else dataset,
+            tuple(shape),
+            device=device,
+            generator=stream(self.seed, CHECKING, device=device),
+        )
+
     def _transform(self, decoded: _DecodedImages) -> Callable[[Tensor], Tensor] | None:
         """What an image is changed by when it is trained on."""
         if self.augment is None or callable(self.augment):
             return self.augment
+        if self._training is None:
+            warnings.warn(
+                "the memory comes from a file, which knows no training transforms, so its images "
+                "are not augmented until an experience has been remembered; pass `augment`, a "
+                "transform of an image that is normalised, or None for none",
+                stacklevel=2,
+            )
+            return None
         changes, others = self._training
         warn_of(others, "a transform of an image that is normalised")
         height, width = decoded.pixels.shape[2:]

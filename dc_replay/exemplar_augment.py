@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from dc_replay.errors import ArgumentError
 from dc_replay.randomness import isolated
-from dc_replay.training_transforms import random_changes, training_transforms
+from dc_replay.training_transforms import random_changes
 from dc_replay.transforms import Crop, Flip, value_changes
 
 ImageAugment = Callable[[Tensor, Generator], Tensor]
@@ -78,27 +78,6 @@ def training_changes(
     if len(fitting) < len(changes):  # which were done to images of other channels
         others = (*others, "RandomCrop")
     return fitting, others
-
-
-def plain_training_set(dataset: Any, *, device: torch.device, generator: Generator) -> Any | None:
-    """A dataset without its random training transforms, for those who do them to whole batches.
-
-    Args:
-        dataset: Set to the transforms that are used for training.
-        device: As for :func:`training_changes`.
-        generator: Likewise.
-
-    Returns:
-        The dataset set to the transforms of evaluation, if these differ from those of training by
-        flips and padded crops alone, and give float32 images; else None.
-    """
-    with isolated(generator, device):
-        try:
-            found = training_transforms(dataset)
-        except ArgumentError:
-            return None
-    alone = found.changes and found.dtype == torch.float32
-    return dataset.eval() if alone else None
 
 
 def warn_of(others: Sequence[str], instead: str) -> None:

@@ -91,6 +91,7 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
             seed=seed,
             progress=progress,
             checkpoint_dir=checkpoint_dir,
+            augment="training" if augment == "training" else None,
             resident=resident,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from dc_replay.exemplar_augment import (
     ImageAugment,
     augment_for,
     check_exemplar_augment,
-    plain_training_set,
+    training_changes,
 )
 from dc_replay.experiences import classes_of
 from dc_replay.match_storage import MatchStoragePlugin, as_bytes, check_labels, on_numbers
@@ -33,7 +34,7 @@ from dc_replay.memory import ExemplarMemory
 from dc_replay.memory_only import MemoryOnlyPlugin
 from dc_replay.pixels import Normalization
 from dc_replay.placement import Resident
-from dc_replay.transforms import some_changed
+from dc_replay.transforms import Crop, some_changed
 
 __all__ = [
     "CondensedReplayPlugin",
@@ -66,8 +67,12 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             normalised images and a generator, or None for none. ``"training"`` does what the
             experience's training transforms do to new images: torchvision's random flips, and
             random crops out of padded images. A warning names other transforms, which exemplars do
-            not get. Where there are none, and new images are shown as storing would leave them,
-            flips and crops are left out of the dataset and done to whole mini-batches after that.
+            not get.
+        augment_new: Whether new images are augmented by this plugin, too, after they were shown as
+            storing would leave them. That takes a function as ``augment``, and training transforms
+            that only convert and normalise. Packed exemplars need it where images are cropped out
+            of padded ones: the border of such a crop loses more by storing than anything else, and
+            tells new images from exemplars if they are cropped before.
         match_storage: The share of new images that are shown as storing would leave them, from 0 to
             1; each is drawn by itself. An exemplar of a factor above 1 is less sharp than a new
             image, and one that is stored compressed bears the traces of that. A network that learns
@@ -95,6 +100,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         batch_size_mem: int | None = None,
         normalization: Normalization | None = None,
         augment: ExemplarAugment = "training",
+        augment_new: bool = False,
         match_storage: float = 1.0,
         seed: int = 0,
         progress: bool = True,
@@ -105,6 +111,11 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         if batch_size_mem is not None:
             batch_size_mem = whole("batch_size_mem", batch_size_mem)
         check_exemplar_augment(augment)
+        if augment_new and not callable(augment):
+            raise ArgumentError(
+                f"`augment_new` is {augment_new}, but `augment` is {augment!r}; pass a function "
+                f"such as augmentation('crop', 'flip'), for images that come without augmentation"
+            )
         self.buffer = CondensedBuffer(
             condenser=condenser,
             budget=budget,
@@ -122,13 +133,10 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         self.match_storage = match_storage
         self.batch_size_mem = batch_size_mem
         self.augment = augment
+        self.augment_new = augment_new
         self._generator: Generator | None = None
         self._shape: tuple[int, ...] = ()
         self._augment: ImageAugment | None = None
-        self._augments_both = False
-        # The dataset that is trained on, and what it is without random transforms.
-        self._given: Any = None
-        self._plain: Any = None
 
     @property
     def memory(self) -> ExemplarMemory:
@@ -144,25 +152,6 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         """What condensing each experience recorded; see :class:`~dc_replay.condense.Condensed`."""
         return self.buffer.history
 
-    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Take flips and crops over from the dataset where new images are shown as stored.
-
-        They are then done to new images and exemplars together, after that. A crop that is padded
-        before leaves other traces of storing than one that is padded afterwards, and a network
-        tells new images by these.
-        """
-        self._given = self._plain = None
-        shown_as_stored = self.match_storage and self.memory.formation.images_per_stored > 1
-        if self.augment != "training" or not shown_as_stored or not len(self.memory):
-            return
-        self._plain = plain_training_set(
-            strategy.adapted_dataset,
-            device=strategy.device,
-            generator=stream(self.buffer.seed, CHECKING, device=strategy.device),
-        )
-        if self._plain is not None:
-            self._given, strategy.adapted_dataset = strategy.adapted_dataset, self._plain
-
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Start the draws of this experience; each process of a distributed run has its own.
 
@@ -171,17 +160,16 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
                 :meth:`~dc_replay.buffer.CondensedBuffer.check`.
         """
         self._shape = self.buffer.check(strategy.experience, device=strategy.device)
-        data = strategy.adapted_dataset
-        # Unless another plugin has put a dataset of its own in its place.
-        self._augments_both = self._plain is not None and data is self._plain
         self._augment = augment_for(
             self.augment,
-            self._given if self._augments_both else data,
+            strategy.adapted_dataset,
             self._shape,
             device=strategy.device,
             generator=stream(self.buffer.seed, CHECKING, device=strategy.device),
         )
-        self._given = self._plain = None
+        packed = self.buffer.condenser.formation.factor > 1
+        if packed and self.match_storage and not self.augment_new:
+            self._warn_of_crops(strategy)
         self._generator = stream(
             self.buffer.seed,
             REPLAYING,
@@ -201,26 +189,53 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             return
         batch = strategy.mbatch
         _check_batch(batch, self._shape)  # with an empty memory, too, for the sake of what follows
-        if not len(self.memory):
-            return
-        as_stored = partial(self._share_as_stored, generator=self._generator)
+        if len(self.memory):
+            self._append_exemplars(strategy, self._generator)
+        elif self.augment_new:
+            batch[0] = self._augmented(batch[0], self._generator)
+
+    def _append_exemplars(self, strategy: Any, generator: Generator) -> None:
+        batch = strategy.mbatch
+        as_stored = partial(self._share_as_stored, generator=generator)
         new = on_numbers(batch[0], as_stored)
         count = self.batch_size_mem or strategy.train_mb_size
-        images, labels = self.memory.sample(count, generator=self._generator)
+        images, labels = self.memory.sample(count, generator=generator)
         images, labels = images.to(new.device), labels.to(new.device)
-        if self._augment is not None and not self._augments_both:
-            images = self._augment(images, self._generator)
-            if self.memory.formation.factor == 1:
-                # Augmented before it went through the code is what new images are, too. Packed
-                # exemplars would lose sharpness that new images keep.
-                images = as_stored(images)
+        if self._augment is not None:
+            images = self._augment(images, generator)
+        if self.augment_new:
+            new = self._augmented(new, generator)
+        elif self._augment is not None and self.memory.formation.factor == 1:
+            # New images come augmented, and what storing leaves of the border of a padded crop, for
+            # example, would tell the two apart. Packed exemplars would lose sharpness by it that
+            # new images keep.
+            images = as_stored(images)
         batch[0] = torch.cat([new, _in_type(images, new.dtype)])
-        if self._augment is not None and self._augments_both:
-            batch[0] = self._augment(batch[0], self._generator)
         batch[1] = torch.cat([batch[1], labels.to(batch[1].dtype)])
         if len(batch) == 3:
             tasks = self.buffer.task_labels(labels).to(batch[2].dtype)
             batch[2] = torch.cat([batch[2], tasks])
+
+    def _augmented(self, images: Tensor, generator: Generator) -> Tensor:
+        """New images of a mini-batch, augmented as exemplars are."""
+        augment = self._augment
+        return images if augment is None else on_numbers(images, lambda x: augment(x, generator))
+
+    def _warn_of_crops(self, strategy: Any) -> None:
+        changes, _ = training_changes(
+            strategy.adapted_dataset,
+            self._shape,
+            device=strategy.device,
+            generator=stream(self.buffer.seed, CHECKING, device=strategy.device),
+        )
+        if any(isinstance(change, Crop) for change in changes):
+            warnings.warn(
+                "the experience crops images out of padded ones when training, beside which packed "
+                "exemplars are told from new images by their borders; let the training transforms "
+                "only convert and normalise, and pass augment=augmentation('crop', 'flip') and "
+                "augment_new=True",
+                stacklevel=2,
+            )
 
     def _share_as_stored(self, images: Tensor, *, generator: Generator) -> Tensor:
         """A share of images as storing would leave them."""

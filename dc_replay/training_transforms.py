@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -288,10 +289,10 @@ class _Image:
             raise _refusal(f"applies {name} with a negative padding")
         fill = transform.fill
         values = fill if isinstance(fill, (tuple, list)) else [fill]
-        if not values or not all(type(value) in (int, float) for value in values):
+        if not values or not all(isinstance(v, Real) and not isinstance(v, bool) for v in values):
             raise _refusal(f"applies {name} with `fill` {fill!r}, which is no number for a channel")
         scale = 255 if self._dtype == torch.uint8 else 1
-        self._change(transform, Crop(padding, tuple(value / scale for value in values)))
+        self._change(transform, Crop(padding, tuple(float(value) / scale for value in values)))
 
 
 _SCALING = (v1.ToTensor, v2.ToTensor)

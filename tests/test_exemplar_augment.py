@@ -18,15 +18,13 @@ from dc_replay import (
     ArgumentError,
     CondensedBuffer,
     CondensedReplayPlugin,
-    DeviceResident,
     ImagesPerClass,
     MemoryOnlyPlugin,
-    Normalization,
     recipes,
 )
 from dc_replay.exemplar_augment import augment_for
 from dc_replay.training_transforms import random_changes, random_inside
-from dc_replay.transforms import Crop, Flip
+from dc_replay.transforms import Crop, Flip, value_changes
 
 SIDE = 8
 NORMALIZE = v2.Normalize((0.5, 0.4, 0.3), (0.2, 0.25, 0.4))
@@ -132,14 +130,21 @@ def test_what_exemplars_do_not_get_is_named(make):
         shown(make, train, augment=lambda images, generator: images)
 
 
-CROP = v2.RandomCrop(SIDE, padding=3, fill=1.0)
-CROPPED = v2.Compose([CROP, v2.RandomHorizontalFlip(p=1.0), NORMALIZE])
+CROPPED = v2.Compose([v2.RandomCrop(SIDE, padding=3, fill=1.0), NORMALIZE])
 
 
-def replayed(*others, train=CROPPED, **options):
-    """What a network is shown of new images and of exemplars, and what it is to be shown of."""
-    options = {"budget": ImagesPerClass(10), "progress": False, **options}
-    plugin = CondensedReplayPlugin(**options)
+def cropped(images, generator):
+    """What ``CROPPED`` does, to a batch."""
+    (change,), _ = random_changes(benchmark(CROPPED).train_stream[0].dataset, (SIDE, SIDE))
+    return value_changes([change], channels=3, device=images.device)(images, generator)
+
+
+def replayed(train, **options):
+    """What the network is shown of new images in both experiences, and of exemplars.
+
+    Besides, the new images of the second one as storing would leave them, and the exemplars.
+    """
+    plugin = CondensedReplayPlugin(budget=ImagesPerClass(10), progress=False, **options)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 4))
     seen = []
 
@@ -151,67 +156,66 @@ def replayed(*others, train=CROPPED, **options):
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
         train_mb_size=20,
-        plugins=[plugin, *others, Noting()],
+        plugins=[plugin, Noting()],
         evaluator=None,
     )
     stream = benchmark(train).train_stream
     strategy.train(stream[0])
-    seen.clear()
     decoded = plugin.memory.decoded()[0]
     strategy.train(stream[1])
-    new = plugin.memory.as_stored(images_of(stream[1].dataset.eval()))
-    (batch,) = seen
-    assert len(batch) == 40
-    return batch[:20], batch[20:], new, decoded
+    stored = plugin.memory.as_stored(images_of(stream[1].dataset.eval()))
+    assert [len(batch) for batch in seen] == [20, 40]
+    return seen[0], seen[1][:20], seen[1][20:], stored, decoded
 
 
 PACKED = recipes.random(factor=2)
 COMPRESSED = recipes.random(compression=3)
-kinds_of_storage = pytest.mark.parametrize("condenser", [PACKED, COMPRESSED])
+RAW = recipes.random()
 
 
-@kinds_of_storage
-@pytest.mark.parametrize("others", [(), (DeviceResident(),)], ids=["loader", "resident"])
-def test_new_images_are_cropped_after_they_went_through_storage_as_exemplars_are(condenser, others):
-    new, old, stored, decoded = replayed(*others, condenser=condenser)
-    assert all(is_one_of(image, windows(stored).flip(-1)) for image in new)
-    assert all(is_one_of(image, windows(decoded).flip(-1)) for image in old)
-    for seen, plain in ((new, stored), (old, decoded)):
-        assert sum(is_one_of(image, plain.flip(-1)) for image in seen) < len(seen) / 2
+def some_are_cropped(images, plain):
+    found = windows(plain)
+    assert all(is_one_of(image, found) for image in images)
+    return sum(is_one_of(image, plain) for image in images) < len(images) / 2
 
 
-class Another(SupervisedPlugin):
-    """Trains on another dataset, which holds what the experience does."""
+@pytest.mark.parametrize("condenser", [PACKED, COMPRESSED, RAW], ids=["packed", "coded", "raw"])
+def test_new_images_are_augmented_after_they_went_through_storage(condenser):
+    first, new, old, stored, decoded = replayed(
+        NORMALIZE, condenser=condenser, augment=cropped, augment_new=True
+    )
+    assert some_are_cropped(first, NORMALIZE(IMAGES[:20]))
+    assert some_are_cropped(new, stored)
+    assert some_are_cropped(old, decoded)
 
-    def after_train_dataset_adaptation(self, strategy, **kwargs):
-        strategy.adapted_dataset = strategy.experience.dataset.train()
+
+def test_new_images_are_left_to_their_training_transforms_otherwise():
+    for options in ({}, {"augment": cropped}):
+        first, new, old, stored, decoded = replayed(NORMALIZE, condenser=PACKED, **options)
+        assert all(is_one_of(image, NORMALIZE(IMAGES[:20])) for image in first)
+        assert all(is_one_of(image, stored) for image in new)
+        if options:
+            assert some_are_cropped(old, decoded)
 
 
-@kinds_of_storage
-@pytest.mark.parametrize(
-    ("others", "options"),
-    [
-        ((), {"train": v2.Compose([v2.ColorJitter(0.0), CROPPED])}),
-        ((Another(),), {}),
-        ((), {"match_storage": 0.0}),
-        ((), {"augment": lambda images, generator: images.flip(-1)}),
-    ],
-    ids=["other transforms", "other dataset", "not matched", "own function"],
-)
-@pytest.mark.filterwarnings("ignore:the experience applies ColorJitter")
-def test_training_transforms_are_left_where_they_are_otherwise(condenser, others, options):
-    """New images come cropped, and their borders go through storage with them."""
-    new, old, stored, decoded = replayed(*others, condenser=condenser, **options)
-    assert sum(is_one_of(image, windows(stored).flip(-1)) for image in new) < len(new) / 2
-    plain = IMAGES[20:]
-    cropped = windows(NORMALIZE(plain)).flip(-1)
-    if "match_storage" not in options:
-        with_memory = CondensedReplayPlugin(condenser=condenser, budget=ImagesPerClass(10))
-        with_memory.memory.normalization = Normalization(NORMALIZE.mean, NORMALIZE.std)
-        cropped = with_memory.memory.as_stored(cropped)
-    assert all(is_one_of(image, cropped) for image in new)
-    if condenser is PACKED and "augment" not in options:
-        assert all(is_one_of(image, windows(decoded).flip(-1)) for image in old)
+@pytest.mark.parametrize("augment", ["training", None])
+def test_augmenting_new_images_takes_a_function(augment):
+    with pytest.raises(ArgumentError, match="`augment_new` is True, but `augment` is .*; pass a f"):
+        CondensedReplayPlugin(
+            condenser=RAW, budget=ImagesPerClass(1), augment=augment, augment_new=True
+        )
+
+
+def test_packed_exemplars_beside_padded_crops_are_warned_of():
+    with pytest.warns(UserWarning, match=r"packed exemplars .*only convert.*augment_new=True"):
+        replayed(CROPPED, condenser=PACKED)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the experience")
+        replayed(CROPPED, condenser=COMPRESSED)
+        replayed(CROPPED, condenser=RAW)
+        replayed(CROPPED, condenser=PACKED, match_storage=0.0)
+        replayed(CROPPED, condenser=PACKED, augment=cropped, augment_new=True)
+        replayed(v2.Compose([v2.RandomHorizontalFlip(), NORMALIZE]), condenser=PACKED)
 
 
 def images_of(dataset):
@@ -256,6 +260,24 @@ def test_a_buffer_augments_as_it_is_told():
     for wrong in ("crop", v2.RandomHorizontalFlip, lambda images, generator: images):
         with pytest.raises(ArgumentError, match="`augment` is .*, which does not change an image"):
             filled_buffer(train, augment=wrong)
+
+
+def test_a_buffer_whose_memory_comes_from_a_file_says_that_it_does_not_augment_yet():
+    train = v2.Compose([v2.RandomHorizontalFlip(p=1.0), NORMALIZE])
+    buffer, stored = filled_buffer(train)
+    loaded = CondensedBuffer(condenser=recipes.random(), budget=ImagesPerClass(10))
+    loaded.memory = buffer.memory
+    with pytest.warns(UserWarning, match="from a file, which knows no training transforms.*pass `"):
+        assert torch.equal(images_of(loaded.buffer), stored)
+    loaded.remember(benchmark(train).train_stream[1], device="cpu")
+    assert torch.equal(images_of(loaded.buffer)[:20], stored.flip(-1))
+    given = CondensedBuffer(
+        condenser=recipes.random(),
+        budget=ImagesPerClass(10),
+        augment=v2.RandomHorizontalFlip(p=1.0),
+    )
+    given.memory = buffer.memory
+    assert torch.equal(images_of(given.buffer)[:20], stored.flip(-1))
 
 
 def test_a_buffer_names_what_its_images_do_not_get_when_they_are_asked_for():

@@ -72,7 +72,7 @@ def assert_same_outcomes(dataset, *, draws, several=True):
 
 
 FLIP = v1.RandomHorizontalFlip()
-COLOUR = (77, 255, 0)
+COLOUR = (77, np.float64(255), np.int64(0))
 GREY = v1.Normalize(0.5, 0.2)
 CASES = {
     "none": ("floats", [V2], [V2]),
