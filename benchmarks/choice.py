@@ -46,11 +46,10 @@ def choice_table(folder: Path) -> Table:
 def choice_caption(folder: Path) -> str:
     """What the table is about, in one sentence."""
     comparison = compare(ResultStore(folder).rows())[0]
-    seeds, steps = comparison.seeds, len(comparison.classes_seen)
     return (
-        f"{comparison.data} in {steps} steps, {comparison.network} trained by protocol "
-        f"{comparison.protocol}, {comparison.stored}, {len(seeds)} "
-        f"seed{'s' * (len(seeds) > 1)}; accuracy in percent, forgetting in points."
+        f"{comparison.data} in {len(comparison.classes_seen)} steps, {comparison.network} trained "
+        f"by protocol {comparison.protocol}, {comparison.stored}, {comparison.over_seeds}; "
+        f"accuracy in percent, forgetting in points."
     )
 
 

@@ -108,10 +108,13 @@ class Comparison:
     @property
     def subtitle(self) -> str:
         """How it was measured: network and seeds."""
-        counts = sorted({len(method.seeds) for method in self.methods})
-        number = _ends([str(count) for count in counts])
-        seeds = "one seed" if number == "1" else f"mean and standard deviation of {number} seeds"
-        return f"{self.network} · {seeds}{'' if self.complete else ' · unfinished'}"
+        return f"{self.network} · {self.over_seeds}{'' if self.complete else ' · unfinished'}"
+
+    @property
+    def over_seeds(self) -> str:
+        """How many seeds the figures are of."""
+        number = _ends([str(count) for count in sorted({len(m.seeds) for m in self.methods})])
+        return "one seed" if number == "1" else f"mean and standard deviation of {number} seeds"
 
 
 def compare(rows: Iterable[Mapping[str, Any]]) -> list[Comparison]:
