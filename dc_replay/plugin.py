@@ -63,7 +63,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         budget: How many stored images each class may have.
         batch_size_mem: Exemplars in a mini-batch; None takes the strategy's ``train_mb_size``.
         normalization: What the network's input is normalised with; None finds it.
-        augment: Applied to exemplars only, with a generator of this plugin: a function of
+        augment: Applied to exemplars, with a generator of this plugin: a function of
             normalised images and a generator, or None for none. ``"training"`` does what the
             experience's training transforms do to new images: torchvision's random flips, and
             random crops out of padded images. A warning names other transforms, which exemplars do
