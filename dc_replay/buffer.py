@@ -38,8 +38,7 @@ from dc_replay.identity import identity
 from dc_replay.memory import ExemplarMemory
 from dc_replay.pixels import Normalization, quantise
 from dc_replay.placement import Resident, check_resident, home
-from dc_replay.training_transforms import torchvision_transform
-from dc_replay.transforms import Crop, Flip
+from dc_replay.training_transforms import RandomChanges, torchvision_transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +162,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self._tensor_labels = False
         # The changes by the training transforms of the last experience that was remembered, and the
         # names of those that are left out.
-        self._training: tuple[tuple[Flip | Crop, ...], tuple[str, ...]] | None = None
+        self._training: RandomChanges | None = None
         self._view: _View | None = None
         # The last experience of a strategy, and how many it had been trained on before.
         self._remembered: tuple[weakref.ref[Any], Any] | None = None
@@ -520,14 +519,14 @@ class CondensedBuffer(ExemplarsBuffer):
         return make([decoded], data_attributes=attributes, transform_groups=groups)
 
     def _training_of(
-        self, experience: Any, shape: Iterable[int], device: torch.device
-    ) -> tuple[tuple[Flip | Crop, ...], tuple[str, ...]] | None:
+        self, experience: Any, shape: tuple[int, ...], device: torch.device
+    ) -> RandomChanges | None:
         if self.augment != "training":
             return None
         dataset = experience.dataset
         return training_changes(
             dataset.train() if hasattr(dataset, "train") else dataset,
-            tuple(shape),
+            shape,
             device=device,
             generator=stream(self.seed, CHECKING, device=device),
         )

@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 
 from dc_replay.errors import ArgumentError
 from dc_replay.randomness import isolated
-from dc_replay.training_transforms import random_changes
-from dc_replay.transforms import Crop, Flip, value_changes
+from dc_replay.training_transforms import RandomChanges, random_changes
+from dc_replay.transforms import Flip, value_changes
 
 ImageAugment = Callable[[Tensor, Generator], Tensor]
 """Changes normalised images ``[batch, channels, height, width]``, keeping their shape."""
@@ -59,7 +59,7 @@ def augment_for(
 
 def training_changes(
     dataset: Any, image_shape: tuple[int, ...], *, device: torch.device, generator: Generator
-) -> tuple[tuple[Flip | Crop, ...], tuple[str, ...]]:
+) -> RandomChanges:
     """What exemplars get of a dataset's training transforms.
 
     Args:

@@ -17,6 +17,9 @@ from torchvision.transforms import v2
 from dc_replay.errors import ArgumentError
 from dc_replay.transforms import Crop, Flip, TrainingTransforms
 
+RandomChanges = tuple[tuple[Flip | Crop, ...], tuple[str, ...]]
+"""What training transforms do at random, in order, and the names of those that do other things."""
+
 
 def training_transforms(dataset: Any) -> TrainingTransforms:
     """Find what an Avalanche dataset does to images when training and not when evaluating.
@@ -38,9 +41,7 @@ def training_transforms(dataset: Any) -> TrainingTransforms:
     return found.pop()
 
 
-def random_changes(
-    dataset: Any, size: tuple[int, int]
-) -> tuple[tuple[Flip | Crop, ...], tuple[str, ...]]:
+def random_changes(dataset: Any, size: tuple[int, int]) -> RandomChanges:
     """Find what an Avalanche dataset does to images at random when training.
 
     Those are the mirroring and the padded crops of torchvision's two versions. What else it does
@@ -141,7 +142,7 @@ class _Path:
         trained.check_type()
         return trained.summary()
 
-    def random(self, size: tuple[int, int]) -> tuple[tuple[Flip | Crop, ...], tuple[str, ...]]:
+    def random(self, size: tuple[int, int]) -> RandomChanges:
         """What is done at random to images that are of this size in the end, and other things."""
         kept = {type(part) for transform in self.evaluation for part in _parts(transform)}
         always = {id(part) for transform in self.always for part in _parts(transform)}

@@ -139,33 +139,40 @@ def cropped(images, generator):
     return value_changes([change], channels=3, device=images.device)(images, generator)
 
 
+def noting(plugin, *, batch):
+    """A strategy with a plugin, and the list of images and labels that its network is shown."""
+    seen = []
+
+    class Noting(SupervisedPlugin):
+        def before_forward(self, strategy, **kwargs):
+            seen.append((strategy.mbatch[0].clone(), strategy.mbatch[1].clone()))
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 4))
+    strategy = Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+        train_mb_size=batch,
+        plugins=[plugin, Noting()],
+        evaluator=None,
+    )
+    return strategy, seen
+
+
 def replayed(train, **options):
     """What the network is shown of new images in both experiences, and of exemplars.
 
     Besides, the new images of the second one as storing would leave them, and the exemplars.
     """
     plugin = CondensedReplayPlugin(budget=ImagesPerClass(10), progress=False, **options)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 4))
-    seen = []
-
-    class Noting(SupervisedPlugin):
-        def before_forward(self, strategy, **kwargs):
-            seen.append(strategy.mbatch[0].clone())
-
-    strategy = Naive(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
-        train_mb_size=20,
-        plugins=[plugin, Noting()],
-        evaluator=None,
-    )
+    strategy, seen = noting(plugin, batch=20)
     stream = benchmark(train).train_stream
     strategy.train(stream[0])
     decoded = plugin.memory.decoded()[0]
     strategy.train(stream[1])
     stored = plugin.memory.as_stored(images_of(stream[1].dataset.eval()))
-    assert [len(batch) for batch in seen] == [20, 40]
-    return seen[0], seen[1][:20], seen[1][20:], stored, decoded
+    (first, _), (second, _) = seen
+    assert [len(first), len(second)] == [20, 40]
+    return first, second[:20], second[20:], stored, decoded
 
 
 PACKED = recipes.random(factor=2)
@@ -297,24 +304,13 @@ def test_a_buffer_names_what_its_images_do_not_get_when_they_are_asked_for():
 @pytest.mark.filterwarnings("ignore:.*deprecated function update")
 def test_avalanche_replays_exemplars_as_it_trains_on_new_images():
     buffer, _ = filled_buffer(v2.Compose([v2.RandomHorizontalFlip(p=1.0), NORMALIZE]))
-    seen = []
-
-    class Noting(SupervisedPlugin):
-        def before_forward(self, strategy, **kwargs):
-            seen.append(strategy.mbatch[0][strategy.mbatch[1] < 2].clone())
-
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 4))
-    strategy = Naive(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
-        train_mb_size=10,
-        plugins=[ReplayPlugin(mem_size=buffer.max_size, storage_policy=buffer), Noting()],
-        evaluator=None,
-    )
+    plugin = ReplayPlugin(mem_size=buffer.max_size, storage_policy=buffer)
+    strategy, seen = noting(plugin, batch=10)
     stored = buffer.memory.decoded()[0]
     strategy.train(benchmark(NORMALIZE).train_stream[1])
-    assert len(torch.cat(seen)) == 20
-    assert all(is_one_of(image.flip(-1), stored) for image in torch.cat(seen))
+    exemplars = torch.cat([images[labels < 2] for images, labels in seen])
+    assert len(exemplars) == 20
+    assert all(is_one_of(image.flip(-1), stored) for image in exemplars)
 
 
 TO_SIZE = v2.Resize(SIDE)
