@@ -186,7 +186,7 @@ def _draw(
         max(0, math.floor((bottom - 3) / 10) * 10), min(100, math.ceil(top / 5 + 0.4) * 5)
     )
     _label_ends(axes, ends)
-    title = textwrap.fill(title, 75)  # what a figure is wide enough for
+    title = textwrap.fill(title, 78)  # what a figure is wide enough for
     axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold", pad=24)
     axes.text(0, 1.025, subtitle, transform=axes.transAxes, color=FAINT, fontsize=9.5)
     axes.set_xlabel(xlabel, color=INK)
