@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.published import finished
-from benchmarks.tables import Table, percent
+from benchmarks.tables import Table, bold_best, percent
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,5 @@ def _cells(results: Path, column: Column) -> list[str]:
             last.append(summary.accuracy[comparison.classes_seen[-1]])
         else:
             last.append([])
-    best = max((statistics.fmean(values) for values in last if values), default=None)
-    return [
-        f"**{percent(values)}**" if values and statistics.fmean(values) == best else percent(values)
-        for values in last
-    ]
+    scores = [statistics.fmean(values) if values else None for values in last]
+    return bold_best([percent(values) for values in last], scores)

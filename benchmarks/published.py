@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.results import ResultStore
 from benchmarks.summary import Comparison, Summary, compare
-from benchmarks.tables import Table
+from benchmarks.tables import Table, bold_best
 
 # Read off the figure of class-incremental CIFAR-100 in Kim et al., "Dataset Condensation via
 # Efficient Synthetic-Data Parameterization" (ICML 2022), about 0.3 points to either side: 5 steps
@@ -41,7 +42,8 @@ def published_table(results: Path, *, scales: dict[str, dict[str, str]]) -> Tabl
         scales: For each scale the folder in ``results`` of each network's comparison.
 
     Returns:
-        A header, and a line for each network and method; a dash where there is nothing.
+        A header, and a line for each network and method; a dash where there is nothing. What is
+        highest after the last step is bold, for each network in each column.
     """
     found = {
         scale: {network: finished(results / folder) for network, folder in by_network.items()}
@@ -49,13 +51,11 @@ def published_table(results: Path, *, scales: dict[str, dict[str, str]]) -> Tabl
     }
     lines = []
     for network, curves in PUBLISHED.items():
-        measured = (m for by_network in found.values() for m in by_network.get(network, {}))
-        for method in dict.fromkeys((*curves, *measured)):
-            cells = [
-                _cell(by_network.get(network, {}).get(method)) for by_network in found.values()
-            ]
-            curve = curves.get(method)
-            lines.append((network, method, "–" if curve is None else _curve(curve), *cells))
+        ours = [by_network.get(network, {}) for by_network in found.values()]
+        methods = list(dict.fromkeys((*curves, *(method for column in ours for method in column))))
+        columns = [_bold([(curves.get(method), "") for method in methods])]
+        columns += [_bold([_measured(column.get(method)) for method in methods]) for column in ours]
+        lines += [(network, *cells) for cells in zip(methods, *columns, strict=True)]
     return ("network", "exemplars", "published", *scales), lines
 
 
@@ -73,15 +73,20 @@ def finished(folder: Path) -> dict[str, tuple[Comparison, Summary]]:
     return {summary.method: (comparison, summary) for summary in comparison.methods}
 
 
-def _cell(found: tuple[Comparison, Summary] | None) -> str:
+def _measured(found: tuple[Comparison, Summary] | None) -> tuple[Sequence[float] | None, str]:
     """The mean curve of the seeds that are finished, and how many those are."""
     if found is None:
-        return "–"
+        return None, ""
     comparison, summary = found
     curve = [statistics.fmean(summary.accuracy[seen]) for seen in comparison.classes_seen]
     count = len(summary.average)
-    return f"{_curve(curve)} ({count} seed{'s' * (count > 1)})"
+    return curve, f" ({count} seed{'s' * (count > 1)})"
 
 
-def _curve(values: tuple[float, ...] | list[float]) -> str:
-    return " ".join(f"{value:.1f}" for value in values)
+def _bold(curves: Sequence[tuple[Sequence[float] | None, str]]) -> list[str]:
+    """A column of curves, each with what is said of it."""
+    cells = [
+        "–" if curve is None else " ".join(f"{value:.1f}" for value in curve) + remark
+        for curve, remark in curves
+    ]
+    return bold_best(cells, [None if curve is None else curve[-1] for curve, _ in curves])

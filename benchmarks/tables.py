@@ -77,3 +77,12 @@ def percent(values: Sequence[float]) -> str:
         return "–"
     mean = f"{statistics.fmean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ± {deviation(values):.1f}"
+
+
+def bold_best(cells: Sequence[str], scores: Sequence[float | None]) -> list[str]:
+    """Put the cell of the highest score in bold, or of several that share it; None is no score."""
+    best = max((score for score in scores if score is not None), default=None)
+    return [
+        f"**{cell}**" if score is not None and score == best else cell
+        for cell, score in zip(cells, scores, strict=True)
+    ]
