@@ -32,7 +32,7 @@ class Column:
 MEMORIES = (
     "random images; beside new data Avalanche's own replay",
     "`herding`: chosen images",
-    "`dream_plus`: condensed (beside new data with MDC)",
+    "`dream_plus`: condensed by 160 pixel steps (beside new data with MDC)",
     "`herding(compression=10)`: chosen images in 307 bytes each",
 )
 _BESIDE_NEW_DATA = ("stock_replay", "herding", "dream_plus+mdc", "herding+compress=10")

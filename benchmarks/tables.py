@@ -80,8 +80,12 @@ def percent(values: Sequence[float]) -> str:
 
 
 def bold_best(cells: Sequence[str], scores: Sequence[float | None]) -> list[str]:
-    """Put the cell of the highest score in bold, or of several that share it; None is no score."""
-    best = max((score for score in scores if score is not None), default=None)
+    """Put the cell of the highest score in bold, or of several that share it.
+
+    None is no score; one alone is not the highest of anything.
+    """
+    there = [score for score in scores if score is not None]
+    best = max(there) if len(there) > 1 else None
     return [
         f"**{cell}**" if score is not None and score == best else cell
         for cell, score in zip(cells, scores, strict=True)

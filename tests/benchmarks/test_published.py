@@ -33,10 +33,12 @@ def test_measured_curves_stand_beside_the_published(tmp_path: Path) -> None:
     results(tmp_path / "few", "idc", {0: [50.0, 40.0], 1: [52.0, 42.0], 2: [90.0]})
     results(tmp_path / "few", "random", {0: [30.0, 20.0]})
     results(tmp_path / "few", "dm", {0: [35.0, 25.0]})
-    scales = {"fast": {"convnet3": "few"}, "paper": {}}
+    results(tmp_path / "alone", "idc", {0: [60.0, 50.0]})
+    scales = {"fast": {"convnet3": "few", "resnet10": "alone"}, "paper": {}}
     header, lines = published_table(tmp_path, scales=scales)
     assert header == ("network", "exemplars", "published", "fast", "paper")
     cells = {(line[0], line[1]): line[2:] for line in lines}
+    # What is highest after the last step is bold, but not what has nothing beside it.
     assert cells["convnet3", "idc"] == (
         "**67.9 62.1 57.9 53.9 49.7**",
         "**51.0 41.0 (2 seeds)**",
@@ -44,7 +46,11 @@ def test_measured_curves_stand_beside_the_published(tmp_path: Path) -> None:
     )
     assert cells["convnet3", "random"] == ("–", "30.0 20.0 (1 seed)", "–")
     assert cells["convnet3", "dm"] == ("57.4 50.8 46.6 42.3 38.9", "35.0 25.0 (1 seed)", "–")
-    assert cells["resnet10", "idc"] == ("**66.5 60.1 54.9 48.8 44.2**", "–", "–")
+    assert cells["resnet10", "idc"] == (
+        "**66.5 60.1 54.9 48.8 44.2**",
+        "60.0 50.0 (1 seed)",
+        "–",
+    )
     assert len(lines) == sum(map(len, PUBLISHED.values())) + 1
 
 
