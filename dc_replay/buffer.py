@@ -38,7 +38,7 @@ from dc_replay.identity import identity
 from dc_replay.memory import ExemplarMemory
 from dc_replay.pixels import Normalization, quantise
 from dc_replay.placement import Resident, check_resident, home
-from dc_replay.training_transforms import RandomChanges, torchvision_transform
+from dc_replay.random_changes import RandomChanges, torchvision_transform
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,9 @@ from torch import Generator, Tensor
 from torchvision.transforms import v2
 
 from dc_replay.errors import ArgumentError
+from dc_replay.random_changes import RandomChanges, random_changes
 from dc_replay.randomness import isolated
-from dc_replay.training_transforms import RandomChanges, random_changes
-from dc_replay.transforms import Flip, value_changes
+from dc_replay.transforms import value_changes
 
 ImageAugment = Callable[[Tensor, Generator], Tensor]
 """Changes normalised images ``[batch, channels, height, width]``, keeping their shape."""
@@ -36,7 +36,7 @@ def augment_for(
 
     They come from the evaluation transforms, so that new images alone would be augmented. Done with
     ``"training"`` are the transforms that
-    :func:`~dc_replay.training_transforms.random_changes` finds; a warning names others.
+    :func:`~dc_replay.random_changes.random_changes` finds; a warning names others.
 
     Args:
         augment: What was asked for; anything but ``"training"`` is returned as it is.
@@ -71,13 +71,9 @@ def training_changes(
     Returns:
         The random changes, in order, and the names of the transforms that exemplars do not get.
     """
-    channels, height, width = image_shape
+    _, height, width = image_shape
     with isolated(generator, device):
-        changes, others = random_changes(dataset, (height, width))
-    fitting = tuple(c for c in changes if isinstance(c, Flip) or len(c.fill) in (1, channels))
-    if len(fitting) < len(changes):  # which were done to images of other channels
-        others = (*others, "RandomCrop")
-    return fitting, others
+        return random_changes(dataset, (height, width))
 
 
 def warn_of(others: Sequence[str], instead: str) -> None:

@@ -17,7 +17,7 @@ from dc_replay.errors import ArgumentError
 from dc_replay.pixels import Normalization, check_normalization, quantise
 from dc_replay.placement import Resident, home
 from dc_replay.randomness import isolated
-from dc_replay.training_transforms import random_inside
+from dc_replay.transform_paths import random_when_evaluating
 
 _CHUNK = 256
 _HALF_STEP = 0.5 / 255
@@ -296,13 +296,20 @@ def _evaluation_view(experience: Any) -> _Dataset:
 
 
 def _warn_of_random(dataset: Any) -> None:
-    names = random_inside(dataset)
-    if names:
+    inside, given = random_when_evaluating(dataset)
+    if inside:
         warnings.warn(
-            f"the experience's own dataset applies {', '.join(names)} to every image that is read "
+            f"the experience's own dataset applies {', '.join(inside)} to every image that is read "
             f"from it, so that exemplars hold what that left of them; make the dataset without it, "
             f"and pass it to Avalanche as training transform (train_transform=, or the group "
             f"'train' of transform_groups)",
+            stacklevel=3,
+        )
+    if given:
+        warnings.warn(
+            f"the experience applies {', '.join(given)} when evaluating, too, so that exemplars "
+            f"hold what that left of them; pass evaluation transforms without it (eval_transform=, "
+            f"or the group 'eval' of transform_groups, which is 'train' where there is none)",
             stacklevel=3,
         )
 

@@ -5,12 +5,11 @@ import warnings
 import pytest
 import torch
 from avalanche.benchmarks import nc_benchmark
-from avalanche.benchmarks.utils import as_classification_dataset, concat_datasets
 from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.supervised import Naive
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
@@ -23,8 +22,8 @@ from dc_replay import (
     recipes,
 )
 from dc_replay.exemplar_augment import augment_for
-from dc_replay.training_transforms import random_changes, random_inside
-from dc_replay.transforms import Crop, Flip, value_changes
+from dc_replay.random_changes import random_changes
+from dc_replay.transforms import value_changes
 
 SIDE = 8
 NORMALIZE = v2.Normalize((0.5, 0.4, 0.3), (0.2, 0.25, 0.4))
@@ -311,134 +310,6 @@ def test_avalanche_replays_exemplars_as_it_trains_on_new_images():
     exemplars = torch.cat([images[labels < 2] for images, labels in seen])
     assert len(exemplars) == 20
     assert all(is_one_of(image.flip(-1), stored) for image in exemplars)
-
-
-TO_SIZE = v2.Resize(SIDE)
-FOUND = {
-    "nothing": ([NORMALIZE], [NORMALIZE], (), ()),
-    "flips": (
-        [v1.RandomVerticalFlip(0.25), NORMALIZE, v2.RandomHorizontalFlip()],
-        [NORMALIZE],
-        (Flip(-2, 0.25), Flip(-1, 0.5)),
-        (),
-    ),
-    "crop before": (
-        [v2.RandomCrop(SIDE, padding=2), NORMALIZE],
-        [NORMALIZE],
-        (Crop((2, 2, 2, 2), (-2.5, -1.6, -0.75)),),
-        (),
-    ),
-    "crop after": (
-        [NORMALIZE, v2.RandomCrop(SIDE, padding=2)],
-        [NORMALIZE],
-        (Crop((2, 2, 2, 2), (0.0,)),),
-        (),
-    ),
-    "shared": ([TO_SIZE, v2.RandomHorizontalFlip()], [TO_SIZE], (Flip(-1, 0.5),), ()),
-    "others": (
-        [v2.RandomErasing(), v2.RandomCrop(SIDE, padding=1, padding_mode="reflect")],
-        [],
-        (),
-        ("RandomErasing", "RandomCrop"),
-    ),
-    "resized crop": ([v2.RandomResizedCrop(SIDE)], [TO_SIZE], (), ("RandomResizedCrop",)),
-    "crop out of resized ones": (
-        [v2.Resize(SIDE + 2), v2.RandomCrop(SIDE)],
-        [TO_SIZE],
-        (),
-        ("RandomCrop",),
-    ),
-    "crop of resized ones": (
-        [v2.Resize((SIDE, SIDE)), v2.RandomCrop(SIDE, padding=1)],
-        [TO_SIZE],
-        (Crop((1, 1, 1, 1), (0.0,)),),
-        (),
-    ),
-    "pictures": (
-        [v2.ToPILImage(), v2.RandomCrop(SIDE, padding=1, fill=51), v2.ToTensor()],
-        [],
-        (Crop((1, 1, 1, 1), (0.2,)),),
-        (),
-    ),
-    "bytes": (
-        [v2.ToDtype(torch.uint8, scale=True), v2.RandomCrop(SIDE, padding=1, fill=51)],
-        [v2.ToDtype(torch.uint8, scale=True)],
-        (Crop((1, 1, 1, 1), (51.0,)),),
-        (),
-    ),
-}
-
-
-@pytest.mark.parametrize(("train", "evaluation", "changes", "others"), FOUND.values(), ids=FOUND)
-def test_random_changes_are_found(train, evaluation, changes, others):
-    groups = [v2.Compose(parts) if parts else None for parts in (train, evaluation)]
-    found, names = random_changes(benchmark(*groups).train_stream[0].dataset, (SIDE, SIDE))
-    assert names == others and len(found) == len(changes)
-    for one, other in zip(found, changes, strict=True):
-        if isinstance(one, Crop):
-            assert one.padding == other.padding and one.fill == pytest.approx(other.fill, abs=1e-5)
-        else:
-            assert one == other
-
-
-def test_a_crop_out_of_larger_images_cannot_be_done_again():
-    train = v2.Compose([v2.RandomCrop(6), NORMALIZE])
-    evaluation = v2.Compose([v2.CenterCrop(6), NORMALIZE])
-    dataset = benchmark(train, evaluation).train_stream[0].dataset
-    assert random_changes(dataset, (6, 6)) == ((), ("RandomCrop",))
-
-
-class Wrapped(Dataset):
-    """Transforms what another dataset holds, as many datasets of users' own do."""
-
-    def __init__(self, dataset, transform):
-        self.dataset, self.transform = dataset, transform
-        self.targets = torch.arange(4).repeat_interleave(10).tolist()
-
-    def __len__(self):
-        return len(self.targets)
-
-    def __getitem__(self, index):
-        return self.transform(self.dataset[index][0]), self.targets[index]
-
-
-class Held(Wrapped):
-    """Holds something that is no dataset under the same name."""
-
-    def __init__(self):
-        super().__init__({"images": IMAGES}, None)
-
-    def __getitem__(self, index):
-        return self.dataset["images"][index], self.targets[index]
-
-
-def test_what_a_dataset_does_always_is_not_done_twice():
-    inner = TensorDataset(IMAGES)
-    dataset = as_classification_dataset(Wrapped(inner, v2.RandomCrop(SIDE, padding=2)))
-    assert random_changes(dataset, (SIDE, SIDE)) == ((), ())
-    assert random_inside(dataset) == ("RandomCrop",)
-    assert random_inside(as_classification_dataset(Held())) == ()
-
-
-def test_a_dataset_that_holds_something_else_is_trained_on():
-    assert random_changes(as_classification_dataset(Held()), (SIDE, SIDE)) == ((), ())
-
-
-def test_parts_that_are_changed_differently_are_told_of():
-    flip, crop = v2.RandomHorizontalFlip(), v2.RandomCrop(SIDE, padding=1)
-    parts = [benchmark(t).train_stream[0].dataset for t in (flip, v2.Compose([flip, crop]))]
-    found = random_changes(concat_datasets(parts), (SIDE, SIDE))
-    assert found == ((), ("different flips and crops to its parts",))
-
-
-def test_crops_of_images_of_other_channels_are_told_of():
-    train = v2.Compose([v2.RandomCrop(SIDE, padding=1), NORMALIZE, v2.Grayscale(1)])
-    dataset = benchmark(train, v2.Compose([NORMALIZE, v2.Grayscale(1)])).train_stream[0].dataset
-    options = {"device": torch.device("cpu"), "generator": torch.Generator().manual_seed(0)}
-    with pytest.warns(UserWarning, match="applies RandomCrop when training, which exemplars"):
-        augment = augment_for("training", dataset, (1, SIDE, SIDE), **options)
-    images = torch.rand(3, 1, SIDE, SIDE)
-    assert torch.equal(augment(images, options["generator"]), images)
 
 
 def test_looking_for_transforms_draws_nothing_from_global_generators():

@@ -11,7 +11,8 @@ from torchvision.transforms import v2
 
 from dc_replay.errors import ArgumentError
 from dc_replay.experiences import gather
-from dc_replay.training_transforms import torchvision_transform, training_transforms
+from dc_replay.random_changes import torchvision_transform
+from dc_replay.training_transforms import training_transforms
 from dc_replay.transforms import BatchTransforms, Crop, Flip
 
 SIZE = (3, 4)
