@@ -71,23 +71,26 @@ def path_of(name: str, path: Any) -> Path:
     return found
 
 
-def check_factor(factor: object) -> None:
-    """Raise an ArgumentError unless ``factor`` is a whole number of at least 1."""
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+def check_factor(factor: object) -> int:
+    """``factor`` as an int, or an ArgumentError unless it is a whole number of at least 1."""
+    number = integer(factor)
+    if number < 1:
         raise ArgumentError(
             f"`factor` must be a whole number of at least 1, but is {factor!r}; "
             f"1 stores images as they are, 2 packs four into each stored image"
         )
+    return number
 
 
-def check_compression(compression: object) -> None:
-    """Raise an ArgumentError unless ``compression`` is a whole number from 1 to 256."""
-    kind = isinstance(compression, int) and not isinstance(compression, bool)
-    if not kind or compression not in range(1, 257):
+def check_compression(compression: object) -> int:
+    """``compression`` as an int, or an ArgumentError unless it is a whole number from 1 to 256."""
+    number = integer(compression)
+    if number not in range(1, 257):
         raise ArgumentError(
             f"`compression` must be a whole number from 1 to 256, but is {compression!r}; "
             f"1 stores images as they are, 10 fits ten into the bytes of one"
         )
+    return number
 
 
 def check_crops(factor: int, height: int, width: int) -> None:

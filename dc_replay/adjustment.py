@@ -169,13 +169,14 @@ def _begins_anew(experience: Any) -> bool:
 
 
 def _has_own_loss(strategy: type) -> bool:
-    """Whether a strategy goes through mini-batches, or computes its loss, in another way.
+    """Whether a strategy of Avalanche's goes through mini-batches, or computes its loss, otherwise.
 
-    What users derive from Avalanche's is trusted to call its ``criterion``.
+    What users derive from these is trusted to call its ``criterion``.
     """
-    criterion = getattr(strategy, "criterion", None)
-    module = getattr(criterion, "__module__", "")
-    loop = getattr(strategy, "training_epoch", None)
-    return loop is not SGDUpdate.training_epoch or (
-        criterion is not SupervisedProblem.criterion and module.startswith("avalanche.")
+    usual = {"training_epoch": SGDUpdate.training_epoch, "criterion": SupervisedProblem.criterion}
+    own = (
+        getattr(strategy, name, None)
+        for name, method in usual.items()
+        if getattr(strategy, name, None) is not method
     )
+    return any(getattr(method, "__module__", "").startswith("avalanche.") for method in own)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,11 +33,19 @@ from dc_replay.condense import Condensed, Condenser
 from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.exemplar_augment import check_transform, training_changes, warn_of
 from dc_replay.exemplars import Exemplars
-from dc_replay.experiences import ExperienceImages, classes_of, gather, glance, several_tasks
+from dc_replay.experiences import (
+    ExperienceImages,
+    Items,
+    check_range,
+    classes_of,
+    gather,
+    glance,
+    several_tasks,
+)
 from dc_replay.formation import Formation
 from dc_replay.identity import identity
 from dc_replay.memory import ExemplarMemory
-from dc_replay.pixels import Normalization, quantise
+from dc_replay.pixels import Normalization, in_type, quantise
 from dc_replay.placement import Resident, check_resident, home
 from dc_replay.random_changes import RandomChanges, torchvision_transform
 
@@ -158,8 +167,8 @@ class CondensedBuffer(ExemplarsBuffer):
         # As it is before its parts have done anything that they may note.
         self._recipe = identity(condenser)
         self._tasks: dict[int, int] = {}
-        self._carries_tasks = bool(with_task_labels)
-        self._tensor_labels = False
+        # Those of the last experience that was remembered, or looked at before any was.
+        self._items: Items | None = None
         # The changes by the training transforms of the last experience that was remembered, and the
         # names of those that are left out.
         self._training: RandomChanges | None = None
@@ -204,7 +213,14 @@ class CondensedBuffer(ExemplarsBuffer):
     @property
     def carries_tasks(self) -> bool:
         """Whether the items of :attr:`buffer` carry a task label."""
-        return self._carries_tasks
+        if self.with_task_labels is not None:
+            return self.with_task_labels
+        return self._items is not None and self._items.with_tasks
+
+    @property
+    def image_dtype(self) -> torch.dtype:
+        """The type of the experiences' images, and so of the items of :attr:`buffer`."""
+        return (self._items or Items()).dtype
 
     @property
     def augments(self) -> bool:
@@ -232,7 +248,9 @@ class CondensedBuffer(ExemplarsBuffer):
     def check(self, experience: Any, *, device: torch.device | str) -> tuple[int, ...]:
         """Refuse what :meth:`remember` would, as far as labels and one image tell.
 
-        For those who remember an experience only after hours of training on it.
+        For those who remember an experience only after hours of training on it. Where nothing has
+        been remembered, as with a memory from a file, :attr:`buffer` takes the form of its items
+        and the training transforms from this experience.
 
         Args:
             experience: An experience of a benchmark's train stream.
@@ -246,7 +264,7 @@ class CondensedBuffer(ExemplarsBuffer):
         """
         device = torch.empty(0, device=device).device  # with its number, as images will have it
         generator = stream(self.seed, CHECKING, device=device)
-        image, tasks = glance(experience, device=device, generator=generator)
+        image, tasks, items = glance(experience, device=device, generator=generator)
         self._check_tasks(tasks)
         unknown = [label for label in self._memory.classes if label not in self._tasks]
         if unknown and any(tasks.values()):
@@ -259,7 +277,10 @@ class CondensedBuffer(ExemplarsBuffer):
         channels, height, width = shape = tuple(image.shape)
         normalization = self._normalization()
         if normalization is not None:  # of as many channels
-            normalization.invert(image[None].cpu().float())
+            check_range(image, normalization)
+        if not self.seconds:
+            training = self._training_of(experience, shape, device) if len(self._memory) else None
+            self._take_form(items, training)
         if self.checkpoint_dir is not None:
             self._make(self.checkpoint_dir)
         try:
@@ -307,16 +328,17 @@ class CondensedBuffer(ExemplarsBuffer):
         self._check_tasks(tasks)
         classes = gathered.labels.unique().tolist()
         quotas = memory.quotas_with(classes, gathered.pixels.shape[1:])
+        own = {label: quotas[label] for label in classes}
         images, labels = self._with_returning(gathered, classes)
         try:
             condensed = self.condenser.condense(
                 images,
                 labels,
-                quotas={label: quotas[label] for label in classes},
+                quotas=own,
                 normalization=gathered.normalization,
                 generator=generator,
                 progress=self.progress,
-                **self._options(gathered, classes, device),
+                **self._options(gathered, own, device),
             )
         except DivergedError as error:
             if error.condensed is None:
@@ -324,11 +346,7 @@ class CondensedBuffer(ExemplarsBuffer):
             condensed = _last_good(error)
         self._add(condensed.exemplars, gathered.normalization)
         self._tasks = tasks | self._tasks
-        self._carries_tasks = (
-            gathered.tasks is not None if self.with_task_labels is None else self.with_task_labels
-        )
-        self._tensor_labels = gathered.tensor_labels
-        self._training = training
+        self._take_form(gathered.items, training)
         self.history.append(_thinned(condensed.history))
         self.seconds.append(condensed.seconds_before + time.perf_counter() - began)
         self.seconds_before.append(condensed.seconds_before)
@@ -423,23 +441,24 @@ class CondensedBuffer(ExemplarsBuffer):
                 raise ArgumentError(several_tasks(label, known, task))
 
     def _options(
-        self, gathered: ExperienceImages, classes: list[int], device: torch.device
+        self, gathered: ExperienceImages, quotas: dict[int, int], device: torch.device
     ) -> dict[str, Any]:
         """What a condenser is asked for only where it is needed; another's may not know it."""
         options: dict[str, Any] = {}
         if gathered.pixels.device.type != device.type or self.resident is False:
             options["device"] = device
         if self.checkpoint_dir is not None:
-            options["checkpoint"] = self._checkpoint(self.checkpoint_dir, classes)
+            options["checkpoint"] = self._checkpoint(self.checkpoint_dir, gathered, quotas)
         return options
 
-    def _checkpoint(self, folder: Path, classes: Iterable[int]) -> Path:
-        """A file for this recipe and these classes, so that others do not meet its state.
+    def _checkpoint(self, folder: Path, gathered: ExperienceImages, quotas: dict[int, int]) -> Path:
+        """A file for this recipe, these images and quotas, so that others do not meet its state.
 
         It would be refused, and that after training on the experience.
         """
         self._make(folder)
-        own = fingerprint([self._recipe, sorted(classes)])[:8]
+        images = (gathered.pixels, gathered.labels, gathered.normalization)
+        own = fingerprint([self._recipe, *images, sorted(quotas.items())])[:8]
         name = f"{self.condenser.name}-{self.seed}-{len(self.seconds)}-{own}.safetensors"
         return folder / name.replace(os.sep, "_")
 
@@ -498,7 +517,7 @@ class CondensedBuffer(ExemplarsBuffer):
             exemplars.to("cpu"),
             self._memory.formation,
             self._memory.normalization,
-            tensor_labels=self._tensor_labels,
+            items=self._items or Items(),
         )
         dataset = self._make_dataset(decoded)
         groups, start = {}, 0
@@ -511,12 +530,16 @@ class CondensedBuffer(ExemplarsBuffer):
     def _make_dataset(self, decoded: _DecodedImages) -> Any:
         attributes: list[Any] = [DataAttribute(decoded.labels.tolist(), "targets")]
         make: Any = ClassificationDataset
-        if self._carries_tasks:
+        if self.carries_tasks:
             tasks = self.task_labels(decoded.labels).tolist()
             attributes.append(DataAttribute(tasks, "targets_task_labels", use_in_getitem=True))
             make = TaskAwareSupervisedClassificationDataset
         groups = {"train": (self._transform(decoded), None), "eval": (None, None)}
         return make([decoded], data_attributes=attributes, transform_groups=groups)
+
+    def _take_form(self, items: Items, training: RandomChanges | None) -> None:
+        """Give items of the buffer the form of an experience's, and its random changes."""
+        self._items, self._training, self._view = items, training, None
 
     def _training_of(
         self, experience: Any, shape: tuple[int, ...], device: torch.device
@@ -565,26 +588,27 @@ class _DecodedImages(Dataset[tuple[Tensor, "int | Tensor"]]):
         formation: Formation,
         normalization: Normalization | None,
         *,
-        tensor_labels: bool,
+        items: Items,
     ) -> None:
         self.pixels = exemplars.pixels
         self.labels = exemplars.labels.repeat_interleave(formation.images_per_stored)
         self.formation = formation
         self.normalization = normalization
-        self.tensor_labels = tensor_labels
+        self.items = items
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
-        image, crop = divmod(index, self.formation.images_per_stored)
+        place, crop = divmod(index, self.formation.images_per_stored)
         # One stored image, because a factor that does not divide it pads all that it is given.
-        stored = self.pixels[image : image + 1]
+        stored = self.pixels[place : place + 1]
         decoded = self.formation.decode_at(stored, torch.tensor([crop]))
         if self.normalization is not None:
             decoded = self.normalization.apply(decoded)
         label = self.labels[index]
-        return decoded[0], label.clone() if self.tensor_labels else int(label)
+        image = in_type(decoded[0], self.items.dtype)
+        return image, label.clone() if self.items.tensor_labels else int(label)
 
 
 _DISTANCES = 256
@@ -596,7 +620,7 @@ CHECKING = 3
 
 def check_seed(seed: int) -> None:
     """Raise an ArgumentError unless :func:`stream` takes the seed."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+    if isinstance(seed, bool) or not hasattr(seed, "__index__") or operator.index(seed) < 0:
         raise ArgumentError(f"`seed` is {seed!r}; pass a whole number of at least 0")
 
 

@@ -237,6 +237,8 @@ class Condenser:
             torch.inference_mode(False),
             torch.enable_grad(),
             isolated(generator, real.images.device),
+            # What is computed in which precision is for `precision` to say.
+            torch.autocast(real.images.device.type, enabled=False),
         ):
             return self._condense(real, counts, generator, progress, checkpoint)
 

@@ -26,6 +26,21 @@ _FEW = 0.05
 _FAR = 0.5
 
 
+@dataclass(frozen=True)
+class Items:
+    """The form of an experience's items, which those of a memory must share to be mixed with them.
+
+    Attributes:
+        dtype: The type of images.
+        with_tasks: Whether they carry a task label.
+        tensor_labels: Whether they carry their class label as a tensor.
+    """
+
+    dtype: torch.dtype = torch.float32
+    with_tasks: bool = False
+    tensor_labels: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class ExperienceImages:
     """The images of one experience, ready to be condensed.
@@ -35,14 +50,14 @@ class ExperienceImages:
         labels: int64 ``[count]``, on the device that was asked for.
         normalization: The map from the pixels' ``[0, 1]`` to what the network sees.
         tasks: The task label of each class; None where items carry no task label.
-        tensor_labels: Whether items carry their class label as a tensor.
+        items: The form in which the experience yields them.
     """
 
     pixels: Tensor
     labels: Tensor
     normalization: Normalization
     tasks: dict[int, int] | None
-    tensor_labels: bool
+    items: Items
 
 
 def gather(
@@ -101,7 +116,7 @@ def gather(
 
 def glance(
     experience: Any, *, device: torch.device | str, generator: Generator
-) -> tuple[Tensor, dict[int, int]]:
+) -> tuple[Tensor, dict[int, int], Items]:
     """An experience's first image as :func:`gather` reads it, and the task label of each class.
 
     Args:
@@ -110,8 +125,8 @@ def glance(
         generator: As for :func:`gather`.
 
     Returns:
-        The image ``[channels, height, width]`` as the evaluation transforms leave it, and task
-        labels where the item carries one and the dataset lists them.
+        The image ``[channels, height, width]`` as the evaluation transforms leave it, task labels
+        where the item carries one and the dataset lists them, and the form of the item.
 
     Raises:
         ArgumentError: If there is no item, it is of another form, or a class comes with several
@@ -121,19 +136,27 @@ def glance(
     with isolated(generator, torch.device(device)), torch.no_grad():
         reader = _Reader(dataset, torch.device(device), resident=True)
     tasks: dict[int, int] = {}
-    if reader.with_tasks and _lists(dataset, reader.label(0)):
+    if reader.items.with_tasks and _lists(dataset, reader.label(0)):
         listed = (getattr(dataset, name, ()) for name in ("targets", "targets_task_labels"))
         for label, task in set(zip(*listed, strict=False)):
             _note_task(tasks, int(label), int(task))
-    return reader.first, tasks
+    return reader.first, tasks, reader.items
 
 
 def classes_of(experience: Any) -> set[int]:
     """The class labels of an experience, which not every benchmark lists.
 
+    Target transforms may give items other labels than are listed; all items are then read.
+
     Raises:
         ArgumentError: If neither the experience nor its dataset says.
     """
+    dataset: Any = getattr(experience, "dataset", None)
+    if callable(getattr(dataset, "eval", None)) and len(dataset):
+        with isolated(Generator().manual_seed(0), torch.device("cpu")), torch.no_grad():
+            changed = _changed_labels(dataset.eval())
+        if changed is not None:
+            return changed
     listed = getattr(experience, "classes_in_this_experience", None)
     if listed is None:
         targets = getattr(getattr(experience, "dataset", None), "targets", None)
@@ -190,7 +213,8 @@ class _Reader:
         self.device = device
         self._zeroth: Any = dataset[0]
         self.first = self._image(0, self._item(0)[0])
-        self.with_tasks = len(self._item(0)) == 3
+        item = self._item(0)
+        self.items = Items(self.first.dtype, len(item) == 3, isinstance(item[1], Tensor))
         self.home = home(resident, len(dataset) * self.first.numel(), device=device)
 
     def read(self, normalization: Normalization) -> _Reading:
@@ -198,14 +222,12 @@ class _Reader:
         labels: list[int] = []
         tasks: dict[int, int] = {}
         lows, highs, bounds, clipped, values = [], [], [], 0, 0
-        tensor_labels = False
         for start in range(0, len(self.dataset), _CHUNK):
             chunk = []
             for index in range(start, min(start + _CHUNK, len(self.dataset))):
                 item = self._item(index)
                 chunk.append(self._image(index, item[0]))
                 label = self.label(index, item)
-                tensor_labels = isinstance(item[1], Tensor)
                 labels.append(label)
                 if len(item) == 3:
                     _note_task(tasks, label, _whole("task label", index, item[2]))
@@ -228,8 +250,8 @@ class _Reader:
             torch.cat(pixels),
             torch.tensor(labels, device=self.device),
             normalization,
-            tasks if self.with_tasks else None,
-            tensor_labels,
+            tasks if self.items.with_tasks else None,
+            self.items,
         )
         extremes = torch.stack(bounds)
         return _Reading(
@@ -314,6 +336,20 @@ def _warn_of_random(dataset: Any) -> None:
         )
 
 
+def _changed_labels(dataset: Any) -> set[int] | None:
+    """The labels of all items, or None if the first shows that they are as they are listed."""
+
+    def label(index: int) -> int:
+        return operator.index(dataset[index][1])
+
+    try:
+        if not hasattr(dataset, "targets") or _lists(dataset, label(0)):
+            return None
+        return {label(index) for index in range(len(dataset))}
+    except (IndexError, KeyError, TypeError, ValueError):  # items of another form
+        return None
+
+
 def _lists(dataset: Any, label: int) -> bool:
     """Whether a dataset lists the labels that its items carry, which transforms may change."""
     try:
@@ -358,18 +394,38 @@ def _describe(value: Any) -> str:
     return f"{value!r} ({type(value).__name__})"
 
 
+def check_range(image: Tensor, normalization: Normalization) -> None:
+    """Refuse an experience as :func:`gather` would, as far as one of its images tells.
+
+    Args:
+        image: ``[channels, height, width]`` as the evaluation transforms leave it.
+        normalization: The map that is to be inverted.
+
+    Raises:
+        ArgumentError: If it is not the map that the image was normalised by.
+    """
+    inverted = normalization.invert(image[None].cpu().float())
+    least, most = float(inverted.amin()), float(inverted.amax())
+    if least < -_FAR or most > 1 + _FAR:
+        raise _other_scale(normalization, least, most)
+
+
 def _check_given(reading: _Reading) -> None:
     if not reading.clipped:
         return
     if not reading.mild:
-        normalization = reading.images.normalization
-        raise ArgumentError(
-            f"`normalization` has mean {normalization.mean} and std {normalization.std}, but "
-            f"inverting it leaves the images between {reading.least:.4g} and {reading.most:.4g} "
-            f"instead of within [0, 1]; pass the mean and std of the Normalize in the evaluation "
-            f"transforms, or Normalization.from_range(low, high) with the range of all data to come"
-        )
+        raise _other_scale(reading.images.normalization, reading.least, reading.most)
     _warn(reading)
+
+
+def _other_scale(normalization: Normalization, least: float, most: float) -> ArgumentError:
+    return ArgumentError(
+        f"`normalization`, given or found in the first experience, has mean {normalization.mean} "
+        f"and std {normalization.std}, but inverting it leaves the images between {least:.4g} and "
+        f"{most:.4g} instead of within [0, 1]; normalise all experiences alike in the evaluation "
+        f"transforms, and pass the mean and std of that, or Normalization.from_range(low, high) "
+        f"with the range of all data to come"
+    )
 
 
 def _warn(reading: _Reading) -> None:

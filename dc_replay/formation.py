@@ -51,8 +51,8 @@ class Formation:
     compression: int = 1
 
     def __post_init__(self) -> None:
-        check_factor(self.factor)
-        check_compression(self.compression)
+        object.__setattr__(self, "factor", check_factor(self.factor))
+        object.__setattr__(self, "compression", check_compression(self.compression))
 
     @property
     def images_per_stored(self) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from dc_replay.buffer import CondensedBuffer
 from dc_replay.errors import ArgumentError
 from dc_replay.experiences import classes_of
+from dc_replay.pixels import in_type
 
 
 class MatchStoragePlugin(SupervisedPlugin[Any], supports_distributed=True):
@@ -112,9 +113,4 @@ def on_numbers(images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """
     if images.is_floating_point():
         return change(images)
-    return as_bytes(change(images.float())) if images.dtype == torch.uint8 else images
-
-
-def as_bytes(images: Tensor) -> Tensor:
-    """Numbers from 0 to 255 as uint8."""
-    return images.round().clamp(0, 255).to(torch.uint8)
+    return in_type(change(images.float()), torch.uint8) if images.dtype == torch.uint8 else images

@@ -24,7 +24,7 @@ from dc_replay.exemplar_augment import (
 )
 from dc_replay.exemplars import Exemplars
 from dc_replay.memory import ExemplarMemory, shown_at
-from dc_replay.pixels import Normalization
+from dc_replay.pixels import Normalization, in_type
 from dc_replay.placement import Resident
 
 
@@ -135,6 +135,7 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
             generator=stream(self.buffer.seed, *own, device=strategy.device),
             ordering=ordering,
             part=(DistributedHelper.rank, processes),
+            drop_last=bool(kwargs.get("drop_last", False)),  # as Avalanche's loaders are told
         )
 
 
@@ -146,7 +147,7 @@ class MemoryLoader:
 
     Args:
         buffer: The buffer over the memory.
-        batch_size: The last batch of an epoch may be smaller.
+        batch_size: Images in a batch; the last of an epoch may be smaller.
         presentations_per_stored: Images shown in an epoch for each stored image that the budget
             allows; None is every decoded image once.
         augment: Applied to each batch of images.
@@ -155,6 +156,7 @@ class MemoryLoader:
             ``generator``.
         part: The number of this part of each epoch, and how many there are. They are equally long,
             for which a few images are shown twice.
+        drop_last: Whether to leave a smaller last batch out.
     """
 
     def __init__(
@@ -167,6 +169,7 @@ class MemoryLoader:
         generator: Generator,
         ordering: Generator | None = None,
         part: tuple[int, int] = (0, 1),
+        drop_last: bool = False,
     ) -> None:
         self.buffer = buffer
         self.batch_size = batch_size
@@ -175,6 +178,7 @@ class MemoryLoader:
         self.generator = generator
         self.ordering = generator if ordering is None else ordering
         self.part = part
+        self.drop_last = drop_last
 
     @property
     def images(self) -> int:
@@ -186,10 +190,11 @@ class MemoryLoader:
         return -(-images // self.part[1])
 
     def __len__(self) -> int:
-        return -(-self.images // self.batch_size)
+        rounded = self.images // self.batch_size
+        return rounded if self.drop_last else -(-self.images // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        left, order = self.images, torch.empty(0)
+        left, order = min(self.images, len(self) * self.batch_size), torch.empty(0)
         known: weakref.ref[Exemplars] | None = None
         while left:
             memory = self.buffer.memory
@@ -209,7 +214,7 @@ class MemoryLoader:
             if self.augment is not None:
                 images = self.augment(images, self.generator)
             del exemplars
-            batch = [images, labels]
+            batch = [in_type(images, self.buffer.image_dtype), labels]
             if self.buffer.carries_tasks:
                 batch.append(self.buffer.task_labels(labels))
             yield batch

@@ -131,3 +131,18 @@ def quantise(images: Tensor) -> Tensor:
 def dequantise(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Turn uint8 pixels into ``[0, 1]`` images of a floating-point ``dtype``."""
     return pixels.to(dtype) / 255
+
+
+def in_type(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Images as a dataset yields them.
+
+    Args:
+        images: In values that the network sees, or, for uint8, from 0 to 255.
+        dtype: The type of the dataset's images; uint8 is for networks that begin by normalising.
+
+    Returns:
+        Images of that type; of no floating-point type but uint8, as they are.
+    """
+    if dtype == torch.uint8:
+        return images.round().clamp(0, 255).to(torch.uint8)
+    return images.to(dtype) if dtype.is_floating_point else images

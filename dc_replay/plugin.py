@@ -29,10 +29,10 @@ from dc_replay.exemplar_augment import (
     training_changes,
 )
 from dc_replay.experiences import classes_of
-from dc_replay.match_storage import MatchStoragePlugin, as_bytes, check_labels, on_numbers
+from dc_replay.match_storage import MatchStoragePlugin, check_labels, on_numbers
 from dc_replay.memory import ExemplarMemory
 from dc_replay.memory_only import MemoryOnlyPlugin
-from dc_replay.pixels import Normalization
+from dc_replay.pixels import Normalization, in_type
 from dc_replay.placement import Resident
 from dc_replay.transforms import Crop, some_changed
 
@@ -168,8 +168,8 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             generator=stream(self.buffer.seed, CHECKING, device=strategy.device),
         )
         packed = self.buffer.condenser.formation.factor > 1
-        if packed and self.match_storage and not self.augment_new:
-            self._warn_of_crops(strategy)
+        if self.augment_new or (packed and self.match_storage):
+            self._warn_of_changes(strategy)
         self._generator = stream(
             self.buffer.seed,
             REPLAYING,
@@ -210,7 +210,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             # example, would tell the two apart. Packed exemplars would lose sharpness by it that
             # new images keep.
             images = as_stored(images)
-        batch[0] = torch.cat([new, _in_type(images, new.dtype)])
+        batch[0] = torch.cat([new, in_type(images, new.dtype)])
         batch[1] = torch.cat([batch[1], labels.to(batch[1].dtype)])
         if len(batch) == 3:
             tasks = self.buffer.task_labels(labels).to(batch[2].dtype)
@@ -221,14 +221,21 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         augment = self._augment
         return images if augment is None else on_numbers(images, lambda x: augment(x, generator))
 
-    def _warn_of_crops(self, strategy: Any) -> None:
+    def _warn_of_changes(self, strategy: Any) -> None:
         changes, _ = training_changes(
             strategy.adapted_dataset,
             self._shape,
             device=strategy.device,
             generator=stream(self.buffer.seed, CHECKING, device=strategy.device),
         )
-        if any(isinstance(change, Crop) for change in changes):
+        if self.augment_new and changes:
+            names = sorted({type(change).__name__.lower() for change in changes})
+            warnings.warn(
+                f"the experience's training transforms {' and '.join(names)} images, which "
+                f"`augment_new` augments again; let them only convert and normalise",
+                stacklevel=2,
+            )
+        elif not self.augment_new and any(isinstance(change, Crop) for change in changes):
             warnings.warn(
                 "the experience crops images out of padded ones when training, beside which packed "
                 "exemplars are told from new images by their borders; let the training transforms "
@@ -319,13 +326,6 @@ class DistillationPlugin(SupervisedPlugin[Any], supports_distributed=True):
         self.columns = tuple(sorted(classes))
         unwrapped = DistributedHelper.unwrap_model(model)
         self.teacher = copy.deepcopy(unwrapped).eval().requires_grad_(False)
-
-
-def _in_type(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Images in the type of a mini-batch; bytes go to networks that begin by normalising them."""
-    if dtype == torch.uint8:
-        return as_bytes(images)
-    return images.to(dtype) if dtype.is_floating_point else images
 
 
 def _check_batch(batch: list[Tensor], image_shape: tuple[int, ...]) -> None:

@@ -306,3 +306,23 @@ def test_a_users_own_criterion_is_trusted():
         strategy.train(stream([16, 4, 4]).train_stream[0])
         found += watch.loss
     torch.testing.assert_close(found[1], 2 * found[0])
+
+
+class Timed(Naive):
+    """A loop of a user's own."""
+
+    def training_epoch(self, **kwargs):
+        super().training_epoch(**kwargs)
+
+
+def test_a_loop_of_ones_own_is_trusted_to_call_the_criterion():
+    network, watch = nn.Linear(2, 2), Watch()
+    strategy = Timed(
+        model=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        train_mb_size=8,
+        plugins=[LogitAdjustmentPlugin(), watch],
+        evaluator=None,
+    )
+    strategy.train(stream([8, 8]).train_stream[0])
+    assert strategy.clock.train_iterations == 2

@@ -261,6 +261,12 @@ def test_labels_that_are_tensors_mix_with_the_memory():
         assert batch[1].dtype == torch.int64 and batch[1].shape == (2,)
 
 
+def tensors():
+    """Two experiences of three classes, whose labels are tensors."""
+    data = as_classification_dataset(TensorLabels())
+    return class_incremental_benchmark({"train": data}, num_experiences=3).train_stream
+
+
 class TensorLabels(Pictures):
     def __getitem__(self, index):
         image, label = super().__getitem__(index)
@@ -599,6 +605,24 @@ def test_going_on_from_a_file(tmp_path):
     assert second.memory.classes == (1, 3, 0, 5)
     assert torch.equal(second.memory.of_class(1), first.memory.of_class(1))
     assert set(second.buffer.targets_task_labels) == {0}
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated function update")
+@pytest.mark.parametrize("labels", [pairs, triples, lambda: tensors()])
+def test_a_memory_from_a_file_takes_the_form_of_an_experience_that_was_looked_at(labels, tmp_path):
+    stream = labels()
+    first = make_buffer(any_images())
+    first.remember(stream[0], device="cpu")
+    first.memory.save(tmp_path / "memory.safetensors")
+    buffer = make_buffer(any_images(), max_size=80)
+    buffer.memory = ExemplarMemory.load(tmp_path / "memory.safetensors")
+    buffer.check(stream[1], device="cpu")
+    assert buffer.augments == first.augments
+    one, other = buffer.buffer[0], first.buffer[0]
+    assert len(one) == len(other) and type(one[1]) is type(other[1])
+    plugin = ReplayPlugin(mem_size=buffer.max_size, storage_policy=buffer)
+    naive(plugin).train(stream[1])
+    assert len(buffer.memory.classes) == 4
 
 
 def saved(stream, tmp_path):

@@ -391,15 +391,17 @@ def test_a_buffer_keeps_a_file_for_each_experience(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("built", "first"),
+    "other",
     [
-        (condenser("idc"), 3),  # a memory file was loaded, and this is the first from then on
-        (condenser("idc", inner=3), 0),
-        (condenser("idc", network=partial(ConvNet, channels=3, size=(8, 8), width=6)), 0),
+        {"first": 3},  # a memory file was loaded, and this is the first from then on
+        {"built": condenser("idc", inner=3)},
+        {"built": condenser("idc", network=partial(ConvNet, channels=3, size=(8, 8), width=6))},
+        {"budget": 2},
+        {"darker": 1},  # the same classes in another domain
     ],
-    ids=["other classes", "other steps", "other network"],
+    ids=["classes", "steps", "network", "budget", "images"],
 )
-def test_states_of_other_runs_in_the_folder_are_left_alone(built, first, tmp_path):
+def test_states_of_other_runs_in_the_folder_are_left_alone(other, tmp_path):
     """They would be refused, and that after training on the experience."""
     from types import SimpleNamespace
 
@@ -407,24 +409,26 @@ def test_states_of_other_runs_in_the_folder_are_left_alone(built, first, tmp_pat
 
     from dc_replay.buffer import CondensedBuffer
 
-    def remember(built, first):
+    def remember(*, built=None, first=0, budget=1, darker=0):
         images, labels = toy()
-        data = TensorDataset(images.float() / 255, labels)
+        data = TensorDataset(images.float().sub(darker).clamp(0) / 255, labels)
         data.targets = (labels + first).tolist()
         data.tensors = (data.tensors[0], labels + first)
         experience = SimpleNamespace(dataset=as_classification_dataset(data))
         buffer = CondensedBuffer(
-            condenser=built, budget=ImagesPerClass(1), checkpoint_dir=tmp_path / "states"
+            condenser=built or condenser("idc"),
+            budget=ImagesPerClass(budget),
+            checkpoint_dir=tmp_path / "states",
         )
         buffer.remember(experience, device="cpu")
         return buffer.memory.exemplars.pixels
 
-    before = remember(condenser("idc"), 0)
+    before = remember()
     (path,) = (tmp_path / "states").iterdir()
     state = path.read_bytes()
-    remember(built, first)
+    remember(**other)
     assert len(list((tmp_path / "states").iterdir())) == 2 and path.read_bytes() == state
-    assert torch.equal(remember(condenser("idc"), 0), before)
+    assert torch.equal(remember(), before)
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):

@@ -97,6 +97,15 @@ def test_it_yields_bytes_of_the_right_classes_and_a_history(name, device):
         assert all(math.isfinite(d) and d > 0 for d in distances)
 
 
+@every_recipe
+def test_it_computes_outside_of_the_callers_autocast(name):
+    """``precision`` says in what, and some of it, such as k-means, takes nothing else."""
+    images, labels = toy()
+    expected = run(small(name), images, labels).exemplars.pixels
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(run(small(name), images, labels).exemplars.pixels, expected)
+
+
 def held_out_distance(objective, exemplars, formation, images, labels, seeds=3):
     """The mean distance of exemplars to all real images on networks that took no part."""
     matching = MatchingNetwork(network(), 2, torch.zeros(1, 3, 8, 8))

@@ -225,8 +225,14 @@ def test_packed_exemplars_beside_padded_crops_are_warned_of():
         replayed(CROPPED, condenser=COMPRESSED)
         replayed(CROPPED, condenser=RAW)
         replayed(CROPPED, condenser=PACKED, match_storage=0.0)
-        replayed(CROPPED, condenser=PACKED, augment=cropped, augment_new=True)
+        replayed(NORMALIZE, condenser=PACKED, augment=cropped, augment_new=True)
         replayed(v2.Compose([v2.RandomHorizontalFlip(), NORMALIZE]), condenser=PACKED)
+
+
+def test_new_images_that_are_augmented_twice_are_warned_of():
+    train = v2.Compose([v2.RandomHorizontalFlip(), *CROPPED.transforms])
+    with pytest.warns(UserWarning, match="transforms crop and flip images, which `augment_new` au"):
+        replayed(train, condenser=RAW, augment=cropped, augment_new=True)
 
 
 def images_of(dataset):

@@ -12,7 +12,7 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from dc_replay.errors import ArgumentError
-from dc_replay.experiences import find_normalize, gather
+from dc_replay.experiences import classes_of, find_normalize, gather
 from dc_replay.pixels import Normalization
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -69,7 +69,7 @@ def test_images_come_back_as_the_bytes_they_were(device):
     assert found.labels.dtype == torch.int64 and found.labels.tolist() == list(range(300))
     assert found.labels.device == found.pixels.device
     assert found.normalization == NORMALIZATION
-    assert found.tasks is None and not found.tensor_labels
+    assert found.tasks is None and not found.items.tensor_labels
 
 
 NORMALIZES = {
@@ -91,6 +91,22 @@ def test_normalize_is_found_among_the_transforms(evaluation):
         assert torch.equal(found.pixels, pixels)
         torch.testing.assert_close(torch.tensor(found.normalization.mean), torch.tensor(MEAN))
         torch.testing.assert_close(torch.tensor(found.normalization.std), torch.tensor(STD))
+
+
+def test_classes_are_those_of_the_items():
+    """Target transforms change them, and what Avalanche lists they do not."""
+    data = Pictures(pixels_of(4) / 255, [0, 1, 1, 0])
+    shifted = {group: (None, lambda label: label + 2) for group in ("train", "eval")}
+    plain, moved = (
+        class_incremental_benchmark(
+            {"train": as_classification_dataset(data, transform_groups=groups)}, num_experiences=1
+        ).train_stream[0]
+        for groups in (None, shifted)
+    )
+    state = torch.get_rng_state()
+    assert classes_of(plain) == {0, 1} and classes_of(moved) == {2, 3}
+    assert set(moved.classes_in_this_experience) == {0, 1}
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_normalize_is_found_inside_the_dataset_itself():
@@ -211,7 +227,7 @@ def test_items_of_two_values():
         data, num_experiences=2, class_order=[3, 1, 0, 2]
     ).train_stream
     found = gathered(stream[0])
-    assert found.tasks is None and not found.tensor_labels
+    assert found.tasks is None and not found.items.tensor_labels
     assert sorted(found.labels.tolist()) == [1, 1, 3, 3]
 
 
@@ -228,7 +244,7 @@ def test_labels_may_be_tensors():
     tensors = torch.utils.data.TensorDataset(pixels_of(3) / 255, torch.tensor([2, 0, 1]))
     tensors.targets = [2, 0, 1]
     found = gathered(SimpleNamespace(dataset=as_classification_dataset(tensors)))
-    assert found.tensor_labels and found.labels.tolist() == [2, 0, 1]
+    assert found.items.tensor_labels and found.labels.tolist() == [2, 0, 1]
 
 
 def test_random_states_are_left_alone_and_do_not_matter():
@@ -335,7 +351,9 @@ def test_a_class_with_two_task_labels_is_refused():
 
 
 def test_a_normalization_that_does_not_fit_is_refused():
-    with pytest.raises(ArgumentError, match="`normalization` has mean .* between -.* Normalize"):
+    with pytest.raises(
+        ArgumentError, match="`normalization`, given .* has mean .* between -.* Nor"
+    ):
         gathered(experience_of(normalised(pixels_of(4))), normalization=Normalization.identity(3))
     with pytest.raises(ArgumentError, match="this normalization is for"):
         gathered(experience_of(pixels_of(4) / 255), normalization=Normalization.identity(1))

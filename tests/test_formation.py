@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -287,3 +288,9 @@ def test_no_images_are_no_images():
 def test_compression_is_a_whole_number(compression):
     with pytest.raises(ArgumentError, match="`compression` must be a whole number"):
         Formation(2, compression=compression)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    found = Formation(np.int64(2), np.uint8(3))
+    assert found == Formation(2, 3)
+    assert type(found.factor) is int and type(found.compression) is int

@@ -15,6 +15,7 @@ from dc_replay import recipes
 from dc_replay.budgets import ImagesPerClass
 from dc_replay.buffer import CondensedBuffer
 from dc_replay.errors import ArgumentError
+from dc_replay.experiences import classes_of
 from dc_replay.formation import Formation
 from dc_replay.match_storage import MatchStoragePlugin, on_numbers
 from dc_replay.networks import convnet_for
@@ -198,3 +199,24 @@ def test_mixed_labels_are_refused():
 def test_it_is_given_a_buffer(buffer):
     with pytest.raises(ArgumentError, match="`buffer` is .*; pass the CondensedBuffer"):
         MatchStoragePlugin(buffer)
+
+
+def test_new_classes_are_those_of_the_items():
+    """As a target transform numbers them, which what is listed does not show."""
+    buffer = buffer_of(Formation(2))
+    watch, plugin = Batches(), MatchStoragePlugin(buffer)
+    experiences = stream(target_transform=lambda label: label + 2).train_stream
+    buffer.remember(experiences[0], device="cpu")
+    assert classes_of(experiences[1]) != set(experiences[1].classes_in_this_experience)
+    strategy = Naive(
+        model=nn.Sequential(nn.Flatten(), nn.Linear(192, 8)),
+        optimizer=torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1),
+        train_mb_size=20,
+        plugins=[plugin, watch],
+        evaluator=None,
+    )
+    strategy.train(experiences[1])
+    images = torch.stack([item[0] for item in experiences[1].dataset])
+    shown, _ = watch.seen[0]
+    coarse = Formation(2).as_stored(images)
+    assert all((image - coarse).abs().flatten(1).amax(dim=1).min() < 1e-5 for image in shown)

@@ -22,7 +22,7 @@ from avalanche.checkpointing import save_checkpoint
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier
-from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins import EvaluationPlugin, GDumbPlugin
 from avalanche.training.supervised import Naive
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
@@ -32,6 +32,7 @@ from torchvision.transforms import v2
 from dc_replay import _progress, recipes
 from dc_replay.adjustment import LogitAdjustmentPlugin
 from dc_replay.budgets import ImagesPerClass, TotalImages
+from dc_replay.buffer import CondensedBuffer
 from dc_replay.distillation import distillation_loss
 from dc_replay.errors import ArgumentError
 from dc_replay.formation import Formation
@@ -247,12 +248,16 @@ class Scaling(nn.Module):
         return self.inner(scaled)
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_batches_of_bytes_stay_bytes(share):
+def of_bytes():
     data = as_classification_dataset(Bytes())
-    benchmark = class_incremental_benchmark(
+    return class_incremental_benchmark(
         {"train": data, "test": data}, num_experiences=2, class_order=ORDER
     )
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_batches_of_bytes_stay_bytes(share):
+    benchmark = of_bytes()
     condenser = recipes.random(factor=2, network=NETWORK)
     plugin = CondensedReplayPlugin(**options_of(condenser=condenser, match_storage=share))
     batches, network = Batches(), Scaling()
@@ -426,6 +431,48 @@ def test_evaluation_sees_no_exemplars():
     (value,) = strategy.eval(benchmark.test_stream).values()
     strategy.plugins.remove(plugin)
     assert list(strategy.eval(benchmark.test_stream).values()) == [value]
+
+
+def gdumb():
+    plugin = GDumbPlugin(mem_size=30)
+    plugin.storage_policy = CondensedBuffer(
+        condenser=recipes.random(), budget=ImagesPerClass(5), max_size=30
+    )
+    return plugin
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated function update")
+@pytest.mark.parametrize(
+    "make", [lambda: MemoryOnlyPlugin(**options_of(condenser=recipes.random())), gdumb]
+)
+def test_what_is_trained_on_alone_is_bytes_where_images_are(make):
+    batches, network = Batches(), Scaling()
+    strategy = naive(make(), batches, network=network)
+    for experience in of_bytes().train_stream:
+        strategy.train(experience)
+        strategy.eval(experience)
+    assert {shown[0].dtype for seen in batches.seen for shown in seen} == {torch.uint8}
+    assert max(float(seen.max()) for seen in network.seen) <= 1
+
+
+def test_memory_only_trains_in_double_precision_where_images_are():
+    data = TensorDataset(torch.rand(20, 3, SIDE, SIDE).double(), torch.arange(20) % 2)
+    data.targets = data.tensors[1].tolist()
+    data = as_classification_dataset(data)
+    benchmark = class_incremental_benchmark({"train": data, "test": data}, num_experiences=1)
+    batches = Batches()
+    plugin = MemoryOnlyPlugin(**options_of(condenser=recipes.random()))
+    naive(plugin, batches, network=model().double()).train(benchmark.train_stream[0])
+    assert {shown[0].dtype for seen in batches.seen for shown in seen} == {torch.float64}
+
+
+@pytest.mark.parametrize(("drop_last", "sizes"), [(False, [5, 5, 2]), (True, [5, 5])])
+def test_memory_only_may_leave_a_smaller_last_batch_out(drop_last, sizes):
+    options = options_of(condenser=recipes.random(), budget=ImagesPerClass(6))
+    batches = Batches()
+    strategy = naive(MemoryOnlyPlugin(**options), batches)
+    strategy.train(pairs().train_stream[0], drop_last=drop_last)
+    assert [len(shown[0]) for shown in batches.seen[0]] == sizes * strategy.train_epochs
 
 
 class Spoil(SupervisedPlugin):

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from dc_replay import recipes
 from dc_replay.budgets import ImagesPerClass
 from dc_replay.errors import ArgumentError
-from dc_replay.experiences import ExperienceImages
+from dc_replay.experiences import ExperienceImages, Items
 from dc_replay.pixels import Normalization
 from dc_replay.plugin import CondensedReplayPlugin, MemoryOnlyPlugin
 from dc_replay.resident import DeviceResident, ResidentLoader
@@ -240,7 +240,7 @@ def test_a_function_stands_in_for_the_training_transforms(device):
 
 def test_a_normalization_may_be_given():
     plugin = DeviceResident(normalization=Normalization.identity(3))
-    with pytest.raises(ArgumentError, match="`normalization` has mean"):
+    with pytest.raises(ArgumentError, match="`normalization`, given or found.* has mean"):
         strategy_of(plugin).train(stream()[0])
     (seen,) = trained([stream()[0]], DeviceResident(normalization=Normalization(MEAN, STD)))
     (found,) = trained([stream()[0]], DeviceResident())
@@ -360,7 +360,7 @@ def test_evaluation_in_between_keeps_the_loader():
 def images_of(count, tasks=None):
     pixels = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1)
     labels = torch.arange(count)
-    return ExperienceImages(pixels, labels, Normalization.identity(1), tasks, False)
+    return ExperienceImages(pixels, labels, Normalization.identity(1), tasks, Items())
 
 
 def test_a_loader_goes_through_all_images_again_and_again():
