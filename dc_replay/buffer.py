@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import sys
 import time
@@ -26,7 +25,7 @@ from avalanche.training.supervised.er_aml import ER_AML
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
-from dc_replay._checks import path_of, whole
+from dc_replay._checks import integer, path_of, whole
 from dc_replay.budgets import Budget, Smallest, TotalImages
 from dc_replay.checkpoints import fingerprint
 from dc_replay.condense import Condensed, Condenser
@@ -620,8 +619,8 @@ CHECKING = 3
 
 def check_seed(seed: int) -> None:
     """Raise an ArgumentError unless :func:`stream` takes the seed."""
-    if isinstance(seed, bool) or not hasattr(seed, "__index__") or operator.index(seed) < 0:
-        raise ArgumentError(f"`seed` is {seed!r}; pass a whole number of at least 0")
+    if integer(seed) < 0:
+        raise ArgumentError(f"`seed` is {seed!r}; pass a whole number from 0 to 2**63 - 1")
 
 
 def stream(seed: int, purpose: int, *path: int, device: torch.device | str) -> Generator:
