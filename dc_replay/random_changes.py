@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ class _Chain:
             if is_random(part):
                 if shared:  # Exemplars hold what it did to them.
                     kept[_identity(part)] -= 1
-                elif type(part) in (*FLIPS, *CROPS):
+                elif type(part) in _MOVES:
                     steps.append(part)
                 else:
                     others.append(name_of(part))
@@ -137,7 +138,7 @@ class _Chain:
         others = list(self.others)
         image = self.image
         for place, step in enumerate(self.steps):
-            later = [s for s in self.steps[place + 1 :] if type(s) not in (*FLIPS, *CROPS)]
+            later = [s for s in self.steps[place + 1 :] if type(s) not in _MOVES]
             try:
                 if type(step) in FLIPS:
                     found += _flip(step, _Trial(image, later, size))
@@ -146,8 +147,8 @@ class _Chain:
                 else:
                     image = step(image)
             except Exception:  # of whatever a user's transform may raise of an unusual image
-                if type(step) not in (*FLIPS, *CROPS):
-                    left = (s for s in self.steps[place:] if type(s) in (*FLIPS, *CROPS))
+                if type(step) not in _MOVES:
+                    left = (s for s in self.steps[place:] if type(s) in _MOVES)
                     return tuple(found), (*others, *map(name_of, left))
                 others.append(name_of(step))
         return tuple(found), tuple(others)
@@ -175,6 +176,8 @@ class _Trial:
         return height, width
 
     def after(self, image: Any) -> Tensor:
+        """What becomes of an image before the change."""
+        image = copy.deepcopy(image)  # some transforms work in place
         for step in self._later:
             image = step(image)
         if not isinstance(image, Tensor) or image.ndim != 3:
@@ -248,6 +251,7 @@ def _crop(step: Any, trial: _Trial) -> list[Flip | Crop]:
     return [Crop((seen[0], seen[1], seen[2], seen[3]), tuple(fill.flatten().tolist()))]
 
 
+_MOVES = (*FLIPS, *CROPS)
 _TO_PICTURE = (v1.ToPILImage, v2.ToPILImage)
 _RESIZES = (v1.Resize, v2.Resize)
 

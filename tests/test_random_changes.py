@@ -206,8 +206,23 @@ SAME = {
         [PAD, v2.Lambda(lambda image: 3 * image)],
         [v2.Lambda(lambda image: 3 * image)],
     ),
+    "in place": (
+        "pictures",
+        [v1.ToTensor(), FLIP, CROP, v1.Normalize(MEAN, STD, inplace=True)],
+        [v1.ToTensor(), NORMALIZE],
+    ),
     "arrays": ("arrays", [v1.ToTensor(), CROP, FLIP], [v1.ToTensor()]),
     "colours": ("bytes", [v2.RandomCrop(SIDE, 1, fill=(9, 80, 255)), SCALED], [SCALED]),
+    "colours of pictures": (
+        "pictures",
+        [v2.RandomCrop(SIDE, 1, fill=(9, 80, 255)), v1.ToTensor(), v1.RandomCrop(SIDE, 1)],
+        [v1.ToTensor()],
+    ),
+    "colours of pictures, first version": (
+        "pictures",
+        [v1.RandomCrop(SIDE, 1, fill=(9, 80, 255)), v1.ToTensor()],
+        [v1.ToTensor()],
+    ),
     "bytes to the end": ("bytes", [PAD, FLIP], []),
     "inverted": ("floats", [v2.RandomInvert(1.0), CROP], [v2.RandomInvert(1.0)]),
 }
