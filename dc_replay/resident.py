@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from avalanche.benchmarks.utils.data_loader import TaskBalancedDataLoader
+from avalanche.benchmarks.utils.data_loader import ReplayDataLoader, TaskBalancedDataLoader
 from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import ReplayPlugin
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
@@ -85,6 +86,9 @@ class DeviceResident(SupervisedPlugin[Any]):
         """
         began = time.perf_counter()
         own, data, device = strategy.dataloader, strategy.adapted_dataset, strategy.device
+        # Which replaces the loader once it has something to replay, after hours of training.
+        if any(isinstance(plugin, ReplayPlugin) for plugin in strategy.plugins):
+            raise _loader_of_another(ReplayDataLoader)
         options = _options(own)
         _check_tasks(data)
         generator = stream(self.seed, _PURPOSE, len(self.seconds), device=device)
@@ -116,7 +120,7 @@ class DeviceResident(SupervisedPlugin[Any]):
             ArgumentError: If a plugin that comes later has replaced the loader.
         """
         if strategy.dataloader is not self._loader:
-            raise _loader_of_another(strategy.dataloader)
+            raise _loader_of_another(type(strategy.dataloader))
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Free the images, and give the strategy its own loader back."""
@@ -203,12 +207,12 @@ def _options(loader: Any) -> dict[str, Any]:
                 "shuffle": shuffle,
                 "drop_last": loader.drop_last,
             }
-    raise _loader_of_another(loader)
+    raise _loader_of_another(type(loader))
 
 
-def _loader_of_another(loader: Any) -> ArgumentError:
+def _loader_of_another(loader: type) -> ArgumentError:
     return ArgumentError(
-        f"`strategy` trains from a {type(loader).__name__} of another plugin or of its own, which "
+        f"`strategy` trains from a {loader.__name__} of another plugin or of its own, which "
         f"DeviceResident would undo; replay by CondensedReplayPlugin, which goes well with it, or "
         f"leave one of the two out"
     )

@@ -327,13 +327,13 @@ def test_other_transforms_are_refused_before_anything_is_read():
     ],
 )
 def test_plugins_with_loaders_of_their_own_are_refused(make, name, first):
-    experiences, other = stream(arity=3), make()
-    strategy_of(other).train(experiences[0])
-    plugins = [other, DeviceResident()] if first else [DeviceResident(), other]
+    plugins = [make(), DeviceResident()] if first else [DeviceResident(), make()]
+    strategy = strategy_of(*plugins)
     with pytest.raises(
         ArgumentError, match=f"`strategy` trains from a {name} of.*CondensedReplayPlugin.*leave"
     ):
-        strategy_of(*plugins).train(experiences[1])
+        strategy.train(stream(arity=3)[0])
+    assert strategy.clock.train_iterations == 0
 
 
 class Draws(Naive):
