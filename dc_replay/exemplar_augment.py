@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from dc_replay.errors import ArgumentError
 from dc_replay.random_changes import RandomChanges, random_changes
 from dc_replay.randomness import isolated
-from dc_replay.transforms import value_changes
+from dc_replay.transforms import Flip, value_changes
 
 ImageAugment = Callable[[Tensor, Generator], Tensor]
 """Changes normalised images ``[batch, channels, height, width]``, keeping their shape."""
@@ -71,9 +71,13 @@ def training_changes(
     Returns:
         The random changes, in order, and the names of the transforms that exemplars do not get.
     """
-    _, height, width = image_shape
+    channels, height, width = image_shape
     with isolated(generator, device):
-        return random_changes(dataset, (height, width))
+        changes, others = random_changes(dataset, (height, width))
+    fitting = tuple(c for c in changes if isinstance(c, Flip) or len(c.fill) == channels)
+    if len(fitting) < len(changes):  # which were done to images of other channels
+        others = (*others, "RandomCrop")
+    return fitting, others
 
 
 def warn_of(others: Sequence[str], instead: str) -> None:

@@ -146,7 +146,7 @@ def glance(
 def classes_of(experience: Any) -> set[int]:
     """The class labels of an experience, which not every benchmark lists.
 
-    Target transforms may give items other labels than are listed; all items are then read.
+    Target transforms may give items other labels than are listed; an item of each class is read.
 
     Raises:
         ArgumentError: If neither the experience nor its dataset says.
@@ -154,9 +154,9 @@ def classes_of(experience: Any) -> set[int]:
     dataset: Any = getattr(experience, "dataset", None)
     if callable(getattr(dataset, "eval", None)) and len(dataset):
         with isolated(Generator().manual_seed(0), torch.device("cpu")), torch.no_grad():
-            changed = _changed_labels(dataset.eval())
-        if changed is not None:
-            return changed
+            carried = _carried_labels(dataset.eval())
+        if carried is not None:
+            return carried
     listed = getattr(experience, "classes_in_this_experience", None)
     if listed is None:
         targets = getattr(getattr(experience, "dataset", None), "targets", None)
@@ -336,17 +336,12 @@ def _warn_of_random(dataset: Any) -> None:
         )
 
 
-def _changed_labels(dataset: Any) -> set[int] | None:
-    """The labels of all items, or None if the first shows that they are as they are listed."""
-
-    def label(index: int) -> int:
-        return operator.index(dataset[index][1])
-
+def _carried_labels(dataset: Any) -> set[int] | None:
+    """The labels that an item of each listed class carries; None where they are not like that."""
     try:
-        if not hasattr(dataset, "targets") or _lists(dataset, label(0)):
-            return None
-        return {label(index) for index in range(len(dataset))}
-    except (IndexError, KeyError, TypeError, ValueError):  # items of another form
+        listed = {int(label): place for place, label in enumerate(dataset.targets)}
+        return {operator.index(dataset[place][1]) for place in listed.values()}
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None
 
 

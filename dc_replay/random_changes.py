@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms as v1
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from dc_replay.transform_paths import (
@@ -49,7 +50,7 @@ def random_changes(dataset: Any, size: tuple[int, int]) -> RandomChanges:
     gives the same, up to rounding, when it comes before them: exemplars have been through that.
     This is tried with the pixels of one image, in disorder, at the ends of what may be drawn. What
     is padded with is looked at in the same way, so that it may be normalised by any function.
-    Between a crop and a ``Resize`` that follows, paddings grow as the image does.
+    Paddings grow with the image where a ``Resize`` follows, if they grow by whole pixels.
 
     Args:
         dataset: The dataset, set to the transforms that are used for training. The global
@@ -115,6 +116,7 @@ class _Chain:
 
     @classmethod
     def of(cls, path: Path) -> _Chain:
+        """The chain of a path."""
         kept = Counter(_identity(part) for part in parts_of(*path.evaluation))
         steps, others = [], []
         for part in parts_of(*path.training):
@@ -126,7 +128,7 @@ class _Chain:
                     steps.append(part)
                 else:
                     others.append(name_of(part))
-            elif shared or type(part) in (*TO_TYPE, *TO_TENSOR, *_TO_PICTURE, *NORMALIZE):
+            elif shared or type(part) in _HARMLESS:
                 steps.append(part)
             else:
                 others.append(name_of(part))
@@ -136,14 +138,16 @@ class _Chain:
         """Those that exemplars of a size can be given, and the names of all others."""
         found: list[Flip | Crop] = []
         others = list(self.others)
+        if not any(type(step) in _MOVES for step in self.steps):
+            return (), self.others
         image = self.image
         for place, step in enumerate(self.steps):
             later = [s for s in self.steps[place + 1 :] if type(s) not in _MOVES]
             try:
                 if type(step) in FLIPS:
-                    found += _flip(step, _Trial(image, later, size))
+                    found += _flip(step, _Trial(image, later))
                 elif type(step) in CROPS:
-                    found += _crop(step, _Trial(image, later, size))
+                    found += _crop(step, _Trial(image, later), size)
                 else:
                     image = step(image)
             except Exception:  # of whatever a user's transform may raise of an unusual image
@@ -162,12 +166,10 @@ class _Trial:
         plain: What becomes of that if it is not changed, ``[channels, height, width]``.
     """
 
-    def __init__(self, image: Any, later: Sequence[Any], size: tuple[int, int]) -> None:
+    def __init__(self, image: Any, later: Sequence[Any]) -> None:
         self.image = image
         self._later = later
         self.plain = self.after(image)
-        if tuple(self.plain.shape[-2:]) != size:
-            raise _CannotBeDoneError
 
     @property
     def size(self) -> tuple[int, int]:
@@ -184,19 +186,19 @@ class _Trial:
             raise _CannotBeDoneError
         return image.as_subclass(Tensor).double()
 
-    def must_be(self, changed: Any, expected: Tensor, *, corner: int = 0) -> None:
-        """Raise an error unless an image that was changed becomes what is expected.
+    def is_followed_by(self, kinds: tuple[type, ...]) -> bool:
+        """Whether a transform of one of these kinds comes later."""
+        return any(isinstance(step, kinds) for step in self._later)
 
-        Resizing mixes both sides of an edge, so that only most values can then agree, and the one
-        in a corner: 0 is the first row and column, -1 the last.
+    def alike(self, found: Tensor, expected: Tensor) -> bool:
+        """Whether two outcomes are the same up to rounding.
+
+        Resizing mixes both sides of an edge, so that after it only most values can be.
         """
-        found = self.after(changed)
-        resized = any(isinstance(step, _RESIZES) for step in self._later)
+        resized = self.is_followed_by(_RESIZES)
         scale = max(float(self.plain.max() - self.plain.min()), 1e-6)
         near = (found - expected).abs() <= scale * (_RESIZING if resized else _ROUNDING)
-        mixed = near.double().mean() > _MOST and near[:, corner, corner].all()
-        if not (mixed if resized else near.all()):
-            raise _CannotBeDoneError
+        return bool(near.double().mean() > _MOST if resized else near.all())
 
 
 class _CannotBeDoneError(Exception):
@@ -208,17 +210,32 @@ def _flip(step: Any, trial: _Trial) -> list[Flip | Crop]:
     if not step.p > 0:
         return []
     mirror = v2.functional.horizontal_flip if axis == -1 else v2.functional.vertical_flip
-    trial.must_be(mirror(trial.image), trial.plain.flip(axis))
-    return [Flip(axis, float(step.p))]
+    found, expected = trial.after(mirror(trial.image)), trial.plain.flip(axis)
+    # The centre of an image is one pixel off where an odd number is cut away.
+    shifts = (0, 1, -1) if trial.is_followed_by(_CENTRES) else (0,)
+    length = expected.shape[axis]
+    for shift in shifts:
+        left = length - abs(shift)
+        one, other = (
+            image.narrow(axis, max(by, 0), left)
+            for image, by in ((found, shift), (expected, -shift))
+        )
+        if left and trial.alike(one, other):
+            return [Flip(axis, float(step.p))]
+    raise _CannotBeDoneError
 
 
-def _crop(step: Any, trial: _Trial) -> list[Flip | Crop]:
+def _crop(step: Any, trial: _Trial, size: tuple[int, int]) -> list[Flip | Crop]:
     height, width = trial.size
-    left, top, right, bottom = padding = borders(step)
-    if tuple(step.size) != trial.size or step.padding_mode != "constant" or min(padding) < 0:
+    rows, columns = trial.plain.shape[-2:]
+    # Where an image is cut out of a larger one, exemplars are of another size than what it is.
+    if tuple(step.size) != trial.size or (rows, columns) != size:
         raise _CannotBeDoneError
+    left, top, right, bottom = padding = borders(step)
     if not any(padding):
         return []
+    if step.padding_mode != "constant":
+        raise _CannotBeDoneError
 
     several = isinstance(step.fill, (tuple, list))
     numbers = [float(value) for value in step.fill] if several else step.fill
@@ -232,34 +249,47 @@ def _crop(step: Any, trial: _Trial) -> list[Flip | Crop]:
 
     filled = trial.after(cut(0, 0, (width, height, width, height)))
     fill = filled[:, :1, :1]
-    if not torch.isfinite(fill).all() or not torch.allclose(filled, fill.expand_as(filled)):
+    if not torch.allclose(filled, fill.expand_as(filled)):
         raise _CannotBeDoneError
-    rows, columns = trial.plain.shape[-2:]
     seen = tuple(
         round(border * new / old)
         for border, new, old in zip(
             padding, (columns, rows, columns, rows), (width, height, width, height), strict=True
         )
     )
+    ordered = (seen[0], seen[2], seen[1], seen[3])  # another than torchvision's
+    moved = F.pad(trial.plain - fill, ordered) + fill
     # Both ends of what may be drawn, so that all four borders come into sight.
     for share in (0, 1):
-        changed = cut(share * (top + bottom), share * (left + right), padding)
+        changed = trial.after(cut(share * (top + bottom), share * (left + right), padding))
         row, column = share * (seen[1] + seen[3]), share * (seen[0] + seen[2])
-        ordered = (seen[0], seen[2], seen[1], seen[3])  # another than torchvision's
-        moved = F.pad(trial.plain - fill, ordered) + fill
-        trial.must_be(changed, moved[:, row : row + rows, column : column + columns], corner=-share)
+        if not trial.alike(changed, moved[:, row : row + rows, column : column + columns]):
+            raise _CannotBeDoneError
     return [Crop((seen[0], seen[1], seen[2], seen[3]), tuple(fill.flatten().tolist()))]
 
 
 _MOVES = (*FLIPS, *CROPS)
-_TO_PICTURE = (v1.ToPILImage, v2.ToPILImage)
 _RESIZES = (v1.Resize, v2.Resize)
+_CENTRES = (v1.CenterCrop, v2.CenterCrop)
+# Done to new images alone, they make no difference that exemplars could show; a flip that is none
+# is among them.
+_HARMLESS = (
+    *TO_TYPE,
+    *TO_TENSOR,
+    *NORMALIZE,
+    *FLIPS,
+    v1.ToPILImage,
+    v2.ToPILImage,
+    nn.Identity,
+    v2.Identity,
+)
 
 
 def _identity(transform: Any) -> Any:
     """What is the same for transforms that do the same, as far as can be seen.
 
-    Two of a class are taken for the same; functions must have the same code.
+    Two of a class are taken for the same, also of torchvision's two versions; functions must have
+    the same code.
     """
     function = getattr(transform, "lambd", transform)  # that of a Lambda
     if isinstance(function, MethodType):
@@ -267,17 +297,32 @@ def _identity(transform: Any) -> Any:
     if isinstance(function, FunctionType):
         code = function.__code__
         return code.co_code, code.co_consts, code.co_names
-    return type(transform)
+    kind = type(transform)
+    return kind.__name__ if kind.__module__.startswith("torchvision.") else kind
 
 
 def _disordered(image: Any) -> Any:
-    """An image with its pixels in another order, so that its parts do not look like one another."""
-    height, width = type_and_size(image)[1]
-    order = torch.randperm(height * width, generator=torch.Generator().manual_seed(0))
+    """An image with its pixels in another order, so that its parts do not look like one another.
+
+    One of a single colour is made of other pixels. What is no image yet stays as it is.
+    """
+    size = type_and_size(image)[1]
+    if len(size) != 2:
+        return image
+    height, width = size
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(height * width, generator=generator)
     if isinstance(image, Tensor):
-        return image.flatten(-2)[..., order].unflatten(-1, (height, width))
+        mixed = image.flatten(-2)[..., order].unflatten(-1, size)
+        if image.numel() and image.amin() == image.amax():
+            mixed = (order.view(size) % 251).expand_as(image).to(image.dtype)
+        known = isinstance(image, tv_tensors.TVTensor)  # with which transforms do more
+        return tv_tensors.wrap(mixed, like=image) if known else mixed
     array = np.asarray(image)
-    mixed = array.reshape(height * width, -1)[order.numpy()].reshape(array.shape)
+    pixels = array.reshape(height * width, -1)[order.numpy()]
+    if array.size and array.min() == array.max():
+        pixels = np.broadcast_to((order % 251).numpy()[:, None], pixels.shape).astype(array.dtype)
+    mixed = np.ascontiguousarray(pixels.reshape(array.shape))
     if not isinstance(image, Image.Image):
-        return np.ascontiguousarray(mixed)
+        return mixed
     return Image.fromarray(mixed) if image.mode in ("L", "RGB") else image

@@ -138,8 +138,7 @@ def parts_of(*transforms: Any) -> Iterator[Any]:
 def is_random(transform: Any) -> bool:
     """Whether a transform is one of torchvision's random ones, or is named like them."""
     name = name_of(transform)
-    ours = isinstance(transform, (nn.Module, v2.Transform)) and getattr(transform, "p", 1) != 0
-    return ours and (name.startswith("Random") or name in _RANDOM)
+    return (name.startswith("Random") or name in _RANDOM) and getattr(transform, "p", 1) != 0
 
 
 def random_when_evaluating(dataset: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

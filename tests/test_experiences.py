@@ -107,6 +107,10 @@ def test_classes_are_those_of_the_items():
     assert classes_of(plain) == {0, 1} and classes_of(moved) == {2, 3}
     assert set(moved.classes_in_this_experience) == {0, 1}
     assert torch.equal(torch.get_rng_state(), state)
+    halved = {group: (None, lambda label: label // 2) for group in ("train", "eval")}
+    data = Pictures(pixels_of(5) / 255, [0, 1, 2, 3, 4])  # of which the first stays 0
+    dataset = as_classification_dataset(data, transform_groups=halved)
+    assert classes_of(SimpleNamespace(dataset=dataset)) == {0, 1, 2}
 
 
 def test_normalize_is_found_inside_the_dataset_itself():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from avalanche.benchmarks.utils import as_classification_dataset, concat_datasets
+from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 from torchvision import transforms as v1
 from torchvision import tv_tensors
@@ -22,6 +23,26 @@ NORMALIZE = v2.Normalize(MEAN, STD)
 IMAGES = torch.rand(40, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
 
 
+TO_FLOATS = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+
+def as_floats(image):
+    return image / 255 if image.dtype == torch.uint8 else image
+
+
+class Listed(Dataset):
+    """What a list holds."""
+
+    def __init__(self, items):
+        self.items, self.targets = items, [item[1] for item in items]
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
 class Items(Dataset):
     """Images of one kind: floats, bytes, pictures or arrays."""
 
@@ -32,6 +53,8 @@ class Items(Dataset):
             "bytes": lambda image: image,
             "pictures": v1.functional.to_pil_image,
             "arrays": lambda image: np.ascontiguousarray(image.permute(1, 2, 0).numpy()),
+            "tv images": tv_tensors.Image,
+            "numbers": lambda image: image.flatten() / 255,
         }[kind]
         self.images = [make(image) for image in pixels]
         self.targets = torch.arange(4).repeat_interleave(10).tolist()
@@ -180,6 +203,20 @@ def turned(image):
     return image.flip(-1).roll(1, -1)
 
 
+def shaped(image):
+    return image.view(3, SIDE, SIDE)
+
+
+def darker_outside(image):
+    inside = torch.zeros_like(image)
+    inside[:, 4:-4, 4:-4] = 1
+    return image * inside - 1
+
+
+def unreadable(image):
+    raise OSError
+
+
 def standardised(image):
     return (image - image.mean()) / image.std()
 
@@ -223,6 +260,18 @@ SAME = {
         [v1.RandomCrop(SIDE, 1, fill=(9, 80, 255)), v1.ToTensor()],
         [v1.ToTensor()],
     ),
+    "images of torchvision": (
+        "tv images",
+        [CROP, FLIP, BY_KIND, v2.Normalize([127.5], [127.5])],
+        [BY_KIND, v2.Normalize([127.5], [127.5])],
+    ),
+    "arrays without form": (
+        "numbers",
+        [shaped, PAD, FLIP, v2.Lambda(to_signed)],
+        [shaped, v2.Lambda(to_signed)],
+    ),
+    "both versions": ("floats", [v1.Resize(SIDE), CROP, v2.Identity()], [v2.Resize(SIDE)]),
+    "what does nothing": ("floats", [v2.RandomVerticalFlip(0.0), FLIP, nn.Identity()], []),
     "bytes to the end": ("bytes", [PAD, FLIP], []),
     "inverted": ("floats", [v2.RandomInvert(1.0), CROP], [v2.RandomInvert(1.0)]),
 }
@@ -257,6 +306,26 @@ OTHERS = {
     "a crop before it is cut": (
         [v2.RandomCrop(SIDE, padding=2), v2.CenterCrop(6)],
         [v2.CenterCrop(6)],
+        "RandomCrop",
+    ),
+    "a crop at one side": (
+        [v1.RandomCrop(SIDE, padding=(0, 0, 2, 1)), v2.Lambda(turned)],
+        [v2.Lambda(turned)],
+        "RandomCrop",
+    ),
+    "a crop at the other side": (
+        [v1.RandomCrop(SIDE, padding=(2, 1, 0, 0)), v2.Lambda(turned)],
+        [v2.Lambda(turned)],
+        "RandomCrop",
+    ),
+    "a crop that is not filled alike": (
+        [v2.RandomCrop(SIDE, 1, fill=0.5), v2.Resize(8 * SIDE), v2.Lambda(darker_outside)],
+        [v2.Resize(8 * SIDE), v2.Lambda(darker_outside)],
+        "RandomCrop",
+    ),
+    "a padding that does not grow by whole pixels": (
+        [v2.RandomCrop(SIDE, padding=1), v2.Resize(12)],
+        [v2.Resize(12)],
         "RandomCrop",
     ),
     "a crop before a function of all values": (
@@ -318,3 +387,83 @@ def test_many_parts_of_one_kind_are_tried_once():
     calls.clear()
     parts = concat_datasets([part, part.subset(range(5)), part.subset([7])]).train()
     assert random_changes(parts, (SIDE, SIDE)) == one and len(calls) == alone
+
+
+IMAGENET = [v2.Resize(36), v2.CenterCrop(32)]
+FLIPPED = {
+    "a crop of any size": ([v2.RandomResizedCrop(32), FLIP], ("RandomResizedCrop",)),
+    "a crop out of a larger image": (
+        [v2.Resize(36), v2.RandomCrop(32), FLIP],
+        ("RandomCrop",),
+    ),
+    "a centre that is off by one": ([FLIP, v2.Resize(40), v2.CenterCrop(33)], ()),
+}
+
+
+@pytest.mark.parametrize(("train", "others"), FLIPPED.values(), ids=FLIPPED)
+@pytest.mark.parametrize("size", [(60, 80), (60, 79)])
+def test_flips_stay_where_crops_cannot_be_done(size, train, others):
+    images = [v1.functional.to_pil_image(torch.rand(3, *size)) for _ in range(2)]
+    dataset = list(zip(images, [0, 1], strict=True))
+    evaluation = train[1:] if train[0] is FLIP else IMAGENET
+    groups = {
+        "train": v2.Compose([*train, TO_FLOATS]),
+        "eval": v2.Compose([*evaluation, TO_FLOATS]),
+    }
+    dataset = as_classification_dataset(Listed(dataset), transform_groups=groups).train()
+    side = dataset[0][0].shape[-1]
+    assert random_changes(dataset, (side, side)) == ((Flip(-1, 0.5),), others)
+
+
+def test_a_crop_of_images_of_another_size_is_named():
+    dataset = dataset_of([CROP, v2.RandomResizedCrop(6)], [v2.Resize(6)])
+    assert random_changes(dataset, (6, 6)) == ((), ("RandomResizedCrop", "RandomCrop"))
+
+
+def test_a_flip_that_never_happens_is_none():
+    train = [v1.RandomHorizontalFlip(0.0), v2.RandomVerticalFlip(0), v2.Identity()]
+    assert random_changes(dataset_of(train, []), (SIDE, SIDE)) == ((), ())
+
+
+def test_an_image_of_one_colour_shows_as_much():
+    images = torch.zeros(40, 3, SIDE, SIDE)
+    train, evaluation = [CROP, v2.CenterCrop(6)], [v2.CenterCrop(6)]
+    for kind in ("floats", "pictures", "arrays"):
+        first = [v1.ToTensor()] if kind != "floats" else []
+        groups = {"train": v2.Compose([*first, *train]), "eval": v2.Compose([*first, *evaluation])}
+        dataset = as_classification_dataset(Items(kind, images), transform_groups=groups)
+        assert random_changes(dataset.train(), (6, 6)) == ((), ("RandomCrop",))
+
+
+def test_an_image_that_is_its_own_mirror_image_shows_as_much():
+    images = (IMAGES + IMAGES.flip(-1)) / 2
+    places = torch.arange(SIDE).roll(1)
+    groups = {
+        "train": v2.Compose([FLIP, v2.Lambda(lambda image: image[..., places])]),
+        "eval": v2.Lambda(lambda image: image[..., places]),
+    }
+    dataset = as_classification_dataset(Items("floats", images), transform_groups=groups)
+    assert random_changes(dataset.train(), (SIDE, SIDE)) == ((), ("RandomHorizontalFlip",))
+
+
+def test_what_comes_after_a_transform_that_fails_is_named():
+    dataset = dataset_of([v2.Lambda(unreadable), FLIP, CROP], [v2.Lambda(unreadable)])
+    assert random_changes(dataset, (SIDE, SIDE)) == ((), ("RandomHorizontalFlip", "RandomCrop"))
+
+
+def test_a_flip_besides_that_of_the_dataset_is_done():
+    dataset = as_classification_dataset(
+        Wrapped(Items(), FLIP), transform_groups={"train": v2.RandomHorizontalFlip(), "eval": None}
+    )
+    assert random_changes(dataset.train(), (SIDE, SIDE)) == ((Flip(-1, 0.5),), ())
+
+
+def test_parts_of_other_kinds_are_tried_apart():
+    train = v2.Compose([v2.RandomCrop(SIDE, 1, fill=51), v2.Lambda(as_floats)])
+    groups = {"train": train, "eval": v2.Lambda(as_floats)}
+    parts = [
+        as_classification_dataset(Items(kind), transform_groups=groups)
+        for kind in ("bytes", "floats")
+    ]
+    found = random_changes(concat_datasets(parts).train(), (SIDE, SIDE))
+    assert found == ((), ("different flips and crops to its parts",))
