@@ -173,10 +173,7 @@ def _has_own_loss(strategy: type) -> bool:
 
     What users derive from these is trusted to call its ``criterion``.
     """
-    usual = {"training_epoch": SGDUpdate.training_epoch, "criterion": SupervisedProblem.criterion}
-    own = (
-        getattr(strategy, name, None)
-        for name, method in usual.items()
-        if getattr(strategy, name, None) is not method
-    )
-    return any(getattr(method, "__module__", "").startswith("avalanche.") for method in own)
+    usual = (SGDUpdate.training_epoch, SupervisedProblem.criterion)
+    methods = (getattr(strategy, method.__name__, None) for method in usual)
+    modules = (getattr(own, "__module__", "") for own in methods if own not in usual)
+    return any(module.startswith("avalanche.") for module in modules)

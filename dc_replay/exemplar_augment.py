@@ -26,35 +26,31 @@ and None nothing."""
 
 def augment_for(
     augment: ExemplarAugment,
-    dataset: Any,
-    image_shape: tuple[int, ...],
+    find: Callable[[], RandomChanges],
     *,
+    channels: int,
     device: torch.device,
-    generator: Generator,
 ) -> ImageAugment | None:
     """The function by which exemplars are augmented beside images of a dataset.
 
     They come from the evaluation transforms, so that new images alone would be augmented. Done with
-    ``"training"`` are the transforms that
-    :func:`~dc_replay.random_changes.random_changes` finds; a warning names others.
+    ``"training"`` are the transforms that :func:`training_changes` finds; a warning names others.
 
     Args:
         augment: What was asked for; anything but ``"training"`` is returned as it is.
-        dataset: The dataset, set to the transforms that are used for training.
-        image_shape: ``(channels, height, width)`` of the exemplars.
+        find: Gives those of the dataset; not called for anything else.
+        channels: Of the exemplars.
         device: Where they are.
-        generator: Seeds the global generators while the dataset is looked into; they are then as
-            they were.
     """
     if augment is None or callable(augment):
         return augment
-    changes, others = training_changes(dataset, image_shape, device=device, generator=generator)
+    changes, others = find()
     warn_of(
         others,
         "a function of a batch of normalised images and a generator such as "
         "augmentation('color', 'crop', 'flip')",
     )
-    return value_changes(changes, channels=image_shape[0], device=device)
+    return value_changes(changes, channels=channels, device=device)
 
 
 def training_changes(

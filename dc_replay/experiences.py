@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from dc_replay.errors import ArgumentError
 from dc_replay.pixels import Normalization, check_normalization, quantise
 from dc_replay.placement import Resident, home
 from dc_replay.randomness import isolated
-from dc_replay.transform_paths import random_when_evaluating
+from dc_replay.transform_paths import floats, random_when_evaluating
 
 _CHUNK = 256
 _HALF_STEP = 0.5 / 255
@@ -159,7 +159,7 @@ def classes_of(experience: Any) -> set[int]:
             return carried
     listed = getattr(experience, "classes_in_this_experience", None)
     if listed is None:
-        targets = getattr(getattr(experience, "dataset", None), "targets", None)
+        targets = getattr(dataset, "targets", None)
         if targets is None:
             raise ArgumentError(
                 "`experience` has neither classes_in_this_experience nor a dataset with targets; "
@@ -212,8 +212,8 @@ class _Reader:
         self.dataset = dataset
         self.device = device
         self._zeroth: Any = dataset[0]
-        self.first = self._image(0, self._item(0)[0])
         item = self._item(0)
+        self.first = self._image(0, item[0])
         self.items = Items(self.first.dtype, len(item) == 3, isinstance(item[1], Tensor))
         self.home = home(resident, len(dataset) * self.first.numel(), device=device)
 
@@ -459,7 +459,7 @@ def _last_normalizes(dataset: Any) -> Iterator[_Parameters | None]:
 
 def _normalizes(transform: Any) -> Iterator[_Parameters]:
     if isinstance(transform, (v1.Normalize, v2.Normalize)):
-        yield _floats(transform.mean), _floats(transform.std)
+        yield floats(transform.mean), floats(transform.std)
     elif hasattr(transform, "flat_transforms"):
         # Avalanche's (image transform, label transform) groups: position 0 is the image's.
         for part in transform.flat_transforms(0):
@@ -470,7 +470,3 @@ def _normalizes(transform: Any) -> Iterator[_Parameters]:
     elif isinstance(transform, torch.nn.Sequential):
         for part in transform:
             yield from _normalizes(part)
-
-
-def _floats(values: Iterable[float] | float) -> tuple[float, ...]:
-    return tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from dc_replay.exemplar_augment import (
     ImageAugment,
     augment_for,
     check_exemplar_augment,
+    training_changes,
 )
 from dc_replay.exemplars import Exemplars
 from dc_replay.memory import ExemplarMemory, shown_at
@@ -120,13 +122,15 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
         ordering = None
         if processes > 1:
             ordering = stream(self.buffer.seed, ORDERING, done, device=strategy.device)
-        augment = augment_for(
-            self.augment,
+        shape: tuple[int, ...] = self.memory.image_shape or ()  # which has been filled by now
+        find = partial(
+            training_changes,
             strategy.adapted_dataset,
-            self.memory.image_shape or (),  # which has been filled by now
+            shape,
             device=strategy.device,
             generator=stream(self.buffer.seed, CHECKING, device=strategy.device),
         )
+        augment = augment_for(self.augment, find, channels=shape[0], device=strategy.device)
         strategy.dataloader = MemoryLoader(
             self.buffer,
             batch_size=self.batch_size or strategy.train_mb_size,
@@ -190,8 +194,8 @@ class MemoryLoader:
         return -(-images // self.part[1])
 
     def __len__(self) -> int:
-        rounded = self.images // self.batch_size
-        return rounded if self.drop_last else -(-self.images // self.batch_size)
+        full = self.images // self.batch_size
+        return full if self.drop_last else -(-self.images // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         left, order = min(self.images, len(self) * self.batch_size), torch.empty(0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ from dc_replay.memory import ExemplarMemory
 from dc_replay.memory_only import MemoryOnlyPlugin
 from dc_replay.pixels import Normalization, in_type
 from dc_replay.placement import Resident
-from dc_replay.transforms import Crop, some_changed
+from dc_replay.transforms import Crop, Flip, some_changed
 
 __all__ = [
     "CondensedReplayPlugin",
@@ -160,22 +160,26 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
                 :meth:`~dc_replay.buffer.CondensedBuffer.check`.
         """
         self._shape = self.buffer.check(strategy.experience, device=strategy.device)
-        self._augment = augment_for(
-            self.augment,
-            strategy.adapted_dataset,
-            self._shape,
-            device=strategy.device,
-            generator=stream(self.buffer.seed, CHECKING, device=strategy.device),
+        device = strategy.device
+        find = cache(
+            partial(
+                training_changes,
+                strategy.adapted_dataset,
+                self._shape,
+                device=device,
+                generator=stream(self.buffer.seed, CHECKING, device=device),
+            )
         )
+        self._augment = augment_for(self.augment, find, channels=self._shape[0], device=device)
         packed = self.buffer.condenser.formation.factor > 1
         if self.augment_new or (packed and self.match_storage):
-            self._warn_of_changes(strategy)
+            self._warn_of(find()[0])
         self._generator = stream(
             self.buffer.seed,
             REPLAYING,
             len(self.buffer.seconds),
             DistributedHelper.rank,
-            device=strategy.device,
+            device=device,
         )
 
     def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -221,13 +225,8 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         augment = self._augment
         return images if augment is None else on_numbers(images, lambda x: augment(x, generator))
 
-    def _warn_of_changes(self, strategy: Any) -> None:
-        changes, _ = training_changes(
-            strategy.adapted_dataset,
-            self._shape,
-            device=strategy.device,
-            generator=stream(self.buffer.seed, CHECKING, device=strategy.device),
-        )
+    def _warn_of(self, changes: Sequence[Flip | Crop]) -> None:
+        """Tell of training transforms that do not go together with how this plugin augments."""
         if self.augment_new and changes:
             names = sorted({type(change).__name__.lower() for change in changes})
             warnings.warn(

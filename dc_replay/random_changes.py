@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision import transforms as v1
 from torchvision import tv_tensors
@@ -22,10 +22,12 @@ from dc_replay.transform_paths import (
     CROPS,
     FLIPS,
     NORMALIZE,
+    NOTHING,
     TO_TENSOR,
     TO_TYPE,
     Path,
     borders,
+    happening,
     is_random,
     name_of,
     parts_of,
@@ -117,9 +119,9 @@ class _Chain:
     @classmethod
     def of(cls, path: Path) -> _Chain:
         """The chain of a path."""
-        kept = Counter(_identity(part) for part in parts_of(*path.evaluation))
+        kept = Counter(_identity(part) for part in happening(*path.evaluation))
         steps, others = [], []
-        for part in parts_of(*path.training):
+        for part in happening(*path.training):
             shared = bool(kept[_identity(part)])
             if is_random(part):
                 if shared:  # Exemplars hold what it did to them.
@@ -207,8 +209,6 @@ class _CannotBeDoneError(Exception):
 
 def _flip(step: Any, trial: _Trial) -> list[Flip | Crop]:
     axis = FLIPS[type(step)]
-    if not step.p > 0:
-        return []
     mirror = v2.functional.horizontal_flip if axis == -1 else v2.functional.vertical_flip
     found, expected = trial.after(mirror(trial.image)), trial.plain.flip(axis)
     # The centre of an image is one pixel off where an odd number is cut away.
@@ -229,7 +229,7 @@ def _crop(step: Any, trial: _Trial, size: tuple[int, int]) -> list[Flip | Crop]:
     height, width = trial.size
     rows, columns = trial.plain.shape[-2:]
     # Where an image is cut out of a larger one, exemplars are of another size than what it is.
-    if tuple(step.size) != trial.size or (rows, columns) != size:
+    if tuple(step.size) != (height, width) or (rows, columns) != size:
         raise _CannotBeDoneError
     left, top, right, bottom = padding = borders(step)
     if not any(padding):
@@ -271,18 +271,8 @@ def _crop(step: Any, trial: _Trial, size: tuple[int, int]) -> list[Flip | Crop]:
 _MOVES = (*FLIPS, *CROPS)
 _RESIZES = (v1.Resize, v2.Resize)
 _CENTRES = (v1.CenterCrop, v2.CenterCrop)
-# Done to new images alone, they make no difference that exemplars could show; a flip that is none
-# is among them.
-_HARMLESS = (
-    *TO_TYPE,
-    *TO_TENSOR,
-    *NORMALIZE,
-    *FLIPS,
-    v1.ToPILImage,
-    v2.ToPILImage,
-    nn.Identity,
-    v2.Identity,
-)
+# Done to new images alone, they make no difference that exemplars could show.
+_HARMLESS = (*TO_TYPE, *TO_TENSOR, *NORMALIZE, *NOTHING, v1.ToPILImage, v2.ToPILImage)
 
 
 def _identity(transform: Any) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
@@ -16,10 +15,12 @@ from dc_replay.transform_paths import (
     CROPS,
     FLIPS,
     NORMALIZE,
+    NOTHING,
     TO_TENSOR,
     TO_TYPE,
     Path,
     borders,
+    floats,
     name_of,
     parts_of,
     training_paths,
@@ -94,7 +95,7 @@ class _Image:
         for part in parts_of(transform):
             if type(part) in NORMALIZE:
                 self._normalise(part)
-            elif type(part) not in (*TO_TENSOR, *TO_TYPE, *_NOTHING):
+            elif type(part) not in (*TO_TENSOR, *TO_TYPE, *NOTHING):
                 raise _refusal(f"applies {name_of(part)} inside of its own dataset")
 
     def pass_through(self, transform: Any) -> None:
@@ -114,7 +115,7 @@ class _Image:
                     self._change(part, Flip(FLIPS[kind], float(part.p)))
             elif kind in CROPS:
                 self._crop(part)
-            elif kind not in _NOTHING:
+            elif kind not in NOTHING:
                 raise _refusal(f"applies {name_of(part)} when {self.when}")
 
     def check_type(self) -> None:
@@ -158,7 +159,7 @@ class _Image:
     def _normalise(self, transform: Any) -> None:
         if self.normalize is not None:
             raise _refusal(f"applies Normalize twice when {self.when}")
-        mean, std = _floats(transform.mean), _floats(transform.std)
+        mean, std = floats(transform.mean), floats(transform.std)
         size = max(len(mean), len(std))
         self.normalize = (
             mean * size if len(mean) == 1 else mean,
@@ -187,11 +188,6 @@ class _Image:
 
 
 _SCALING = (v1.ToTensor, v2.ToTensor)
-_NOTHING = (nn.Identity, v2.Identity)
-
-
-def _floats(values: Sequence[float] | float) -> tuple[float, ...]:
-    return tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist())
 
 
 def _scale_name(normalize: tuple[tuple[float, ...], tuple[float, ...]] | None) -> str:

@@ -31,6 +31,7 @@ FLIPS = {
 }
 """The axis that each mirrors."""
 CROPS = (v1.RandomCrop, v2.RandomCrop)
+NOTHING = (nn.Identity, v2.Identity)
 
 # Random ones whose names do not begin so.
 _RANDOM = (
@@ -138,7 +139,14 @@ def parts_of(*transforms: Any) -> Iterator[Any]:
 def is_random(transform: Any) -> bool:
     """Whether a transform is one of torchvision's random ones, or is named like them."""
     name = name_of(transform)
-    return (name.startswith("Random") or name in _RANDOM) and getattr(transform, "p", 1) != 0
+    return name.startswith("Random") or name in _RANDOM
+
+
+def happening(*transforms: Any) -> Iterator[Any]:
+    """The parts of transforms, without random ones whose chance is 0."""
+    for part in parts_of(*transforms):
+        if not is_random(part) or getattr(part, "p", 1) != 0:
+            yield part
 
 
 def random_when_evaluating(dataset: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -154,10 +162,10 @@ def random_when_evaluating(dataset: Any) -> tuple[tuple[str, ...], tuple[str, ..
     inside: dict[str, None] = {}
     given: dict[str, None] = {}
     for path in paths(dataset, "eval", look=False):
-        always = [*parts_of(path.inside, *path.always)]
+        always = [*happening(path.inside, *path.always)]
         inside |= dict.fromkeys(name_of(part) for part in always if is_random(part))
         known = {id(part) for part in always}
-        others = (part for part in parts_of(*path.evaluation) if id(part) not in known)
+        others = (part for part in happening(*path.evaluation) if id(part) not in known)
         given |= dict.fromkeys(name_of(part) for part in others if is_random(part))
     return tuple(inside), tuple(given)
 
@@ -183,3 +191,8 @@ def borders(crop: Any) -> tuple[int, int, int, int]:
 def name_of(transform: Any) -> str:
     """What a transform is called in messages."""
     return str(getattr(transform, "__name__", type(transform).__name__))
+
+
+def floats(values: Iterable[float] | float) -> tuple[float, ...]:
+    """The mean or deviation of a ``Normalize``, which keeps sequences, tensors or one number."""
+    return tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist())

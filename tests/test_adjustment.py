@@ -32,8 +32,10 @@ def stream(counts, *, experiences=1, spread=1.0):
     return class_incremental_benchmark(sets, num_experiences=experiences, class_order=order)
 
 
-def strategy_of(model, plugins, *, criterion=F.cross_entropy, epochs=1, batch=8, lr=0.1):
-    return Naive(
+def strategy_of(
+    model, plugins, *, kind=Naive, criterion=F.cross_entropy, epochs=1, batch=8, lr=0.1
+):
+    return kind(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=lr),
         criterion=criterion,
@@ -296,13 +298,8 @@ def test_a_users_own_criterion_is_trusted():
     for kind in (Naive, Twice):
         torch.manual_seed(0)
         model, watch = nn.Linear(3, 3), Watch()
-        strategy = kind(
-            model=model,
-            optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
-            train_mb_size=24,
-            plugins=[LogitAdjustmentPlugin(), watch],
-            evaluator=EvaluationPlugin(loggers=[]),
-        )
+        plugins = [LogitAdjustmentPlugin(), watch]
+        strategy = strategy_of(model, plugins, kind=kind, batch=24, lr=0.0)
         strategy.train(stream([16, 4, 4]).train_stream[0])
         found += watch.loss
     torch.testing.assert_close(found[1], 2 * found[0])
@@ -316,13 +313,6 @@ class Timed(Naive):
 
 
 def test_a_loop_of_ones_own_is_trusted_to_call_the_criterion():
-    network, watch = nn.Linear(2, 2), Watch()
-    strategy = Timed(
-        model=network,
-        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
-        train_mb_size=8,
-        plugins=[LogitAdjustmentPlugin(), watch],
-        evaluator=None,
-    )
+    strategy = strategy_of(nn.Linear(2, 2), [LogitAdjustmentPlugin()], kind=Timed)
     strategy.train(stream([8, 8]).train_stream[0])
     assert strategy.clock.train_iterations == 2

@@ -262,7 +262,7 @@ def test_labels_that_are_tensors_mix_with_the_memory():
 
 
 def tensors():
-    """Two experiences of three classes, whose labels are tensors."""
+    """Three experiences of two classes, whose labels are tensors."""
     data = as_classification_dataset(TensorLabels())
     return class_incremental_benchmark({"train": data}, num_experiences=3).train_stream
 
@@ -608,7 +608,7 @@ def test_going_on_from_a_file(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated function update")
-@pytest.mark.parametrize("labels", [pairs, triples, lambda: tensors()])
+@pytest.mark.parametrize("labels", [pairs, triples, tensors])
 def test_a_memory_from_a_file_takes_the_form_of_an_experience_that_was_looked_at(labels, tmp_path):
     stream = labels()
     first = make_buffer(any_images())

@@ -21,7 +21,8 @@ from dc_replay import (
     MemoryOnlyPlugin,
     recipes,
 )
-from dc_replay.exemplar_augment import augment_for
+from dc_replay import plugin as plugins
+from dc_replay.exemplar_augment import training_changes
 from dc_replay.random_changes import random_changes
 from dc_replay.transforms import value_changes
 
@@ -229,6 +230,19 @@ def test_packed_exemplars_beside_padded_crops_are_warned_of():
         replayed(v2.Compose([v2.RandomHorizontalFlip(), NORMALIZE]), condenser=PACKED)
 
 
+def test_training_transforms_are_looked_into_once_for_an_experience(monkeypatch):
+    looked = []
+
+    def counted(*arguments, **options):
+        looked.append(1)
+        return training_changes(*arguments, **options)
+
+    monkeypatch.setattr(plugins, "training_changes", counted)
+    with pytest.warns(UserWarning, match="packed exemplars"):
+        replayed(CROPPED, condenser=PACKED)
+    assert len(looked) == 2  # of two experiences
+
+
 def test_new_images_that_are_augmented_twice_are_warned_of():
     train = v2.Compose([v2.RandomHorizontalFlip(), *CROPPED.transforms])
     with pytest.warns(UserWarning, match="transforms crop and flip images, which `augment_new` au"):
@@ -321,11 +335,11 @@ def test_avalanche_replays_exemplars_as_it_trains_on_new_images():
 def test_looking_for_transforms_draws_nothing_from_global_generators():
     dataset = benchmark(v2.Compose([v2.RandomHorizontalFlip(), NORMALIZE])).train_stream[0].dataset
     before = torch.get_rng_state()
-    augment_for(
-        "training",
+    changes, _ = training_changes(
         dataset,
         (3, SIDE, SIDE),
         device=torch.device("cpu"),
         generator=torch.Generator().manual_seed(0),
     )
+    assert changes
     assert torch.equal(torch.get_rng_state(), before)

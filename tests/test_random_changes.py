@@ -423,6 +423,8 @@ def test_a_crop_of_images_of_another_size_is_named():
 def test_a_flip_that_never_happens_is_none():
     train = [v1.RandomHorizontalFlip(0.0), v2.RandomVerticalFlip(0), v2.Identity()]
     assert random_changes(dataset_of(train, []), (SIDE, SIDE)) == ((), ())
+    never = [v2.RandomHorizontalFlip(0.0)]
+    assert random_changes(dataset_of([FLIP], never), (SIDE, SIDE)) == ((Flip(-1, 0.5),), ())
 
 
 def test_an_image_of_one_colour_shows_as_much():
