@@ -31,6 +31,7 @@ class Preset:
         inner: Pixel steps with each; None is the published number.
         pixel_lr: Learning rate of the pixels at 10 images per class, for IDC and those after it.
         pixel_lr_unpacked: The same for IDC-I, whose images hold one each.
+        pixel_lr_features: The same for DM, at any number of images; None is the published rate.
         pixel_final: The share of it that is left at the end, of DM's, too.
         real_batch: Real images of a class that a step matches; None is the published number.
         subset_weight: Weight of subset matching, where a method has it.
@@ -50,6 +51,7 @@ class Preset:
     inner: int | None
     pixel_lr: float
     pixel_lr_unpacked: float
+    pixel_lr_features: float | None
     pixel_final: float
     subset_weight: float
     multisize_period: int
@@ -71,6 +73,7 @@ PRESETS: dict[str, Preset] = {
         inner=2,
         pixel_lr=5e-3,
         pixel_lr_unpacked=5e-3,
+        pixel_lr_features=None,
         pixel_final=1.0,
         subset_weight=3.0,
         multisize_period=1,
@@ -92,6 +95,7 @@ PRESETS: dict[str, Preset] = {
         # and then shorter ones.
         pixel_lr=0.12,
         pixel_lr_unpacked=0.5,
+        pixel_lr_features=1.0,
         pixel_final=0.0,
         # Found on held-out images of the same classes for IDC, among 0.1, 0.3, 1, 3 and 10.
         subset_weight=3.0,
@@ -113,6 +117,7 @@ PRESETS: dict[str, Preset] = {
         inner=None,
         pixel_lr=5e-3,
         pixel_lr_unpacked=5e-3,
+        pixel_lr_features=None,
         pixel_final=1.0,
         subset_weight=3.0,
         multisize_period=100,
@@ -171,7 +176,10 @@ def condenser(
             # It takes one step with each network. Where there are fewer steps than published, as
             # many as the others take.
             outer, inner = outer and outer * (settings.inner or _PUBLISHED_INNER), 1
-            built = replace(built, pixels=replace(built.pixels, final=settings.pixel_final))
+            pixels = replace(built.pixels, final=settings.pixel_final)
+            if settings.pixel_lr_features is not None:
+                pixels = replace(pixels, lr=settings.pixel_lr_features, normalised=False)
+            built = replace(built, pixels=pixels)
         built = replace(built, outer=outer or built.outer, inner=inner)
         if settings.real_batch is not None:
             built = replace(built, sampler=_resized(built.sampler, settings.real_batch))

@@ -57,6 +57,29 @@ def whole(name: str, value: Any) -> int:
     return number
 
 
+def check_number(
+    name: str, value: Any, low: float = 0.0, high: float = math.inf, *, above: bool = False
+) -> None:
+    """Raise an ArgumentError that calls it ``name`` unless ``value`` is finite and in bounds.
+
+    Args:
+        name: The argument.
+        value: What was passed for it.
+        low: The least that it may be; with ``above`` it must be more.
+        high: The most that it may be.
+        above: As above.
+    """
+    found = real(value)
+    inside = low < found if above else low <= found
+    if inside and found <= high and found < _INFINITE:
+        return
+    if high < math.inf:
+        bounds = f"a number from {low:g} to {high:g}"
+    else:
+        bounds = f"a finite number {'above' if above else 'of at least'} {low:g}"
+    raise ArgumentError(f"`{name}` is {value!r}; pass {bounds}")
+
+
 def path_of(name: str, path: Any) -> Path:
     """``path`` as a Path, or an ArgumentError that calls it ``name`` if no file can have it."""
     try:

@@ -14,7 +14,7 @@ from avalanche.training.templates.update_type.sgd_update import SGDUpdate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dc_replay._checks import real
+from dc_replay._checks import check_number
 from dc_replay.errors import ArgumentError
 
 
@@ -68,8 +68,7 @@ class LogitAdjustmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
 
     def __init__(self, *, weight: float = 1.0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        if not 0 <= real(weight) < float("inf"):
-            raise ArgumentError(f"`weight` is {weight}, but must be at least 0 and finite")
+        check_number("weight", weight)
         self.weight = weight
         self._counts: Tensor | None = None
         self._plain: Tensor | None = None

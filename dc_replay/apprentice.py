@@ -100,16 +100,16 @@ class Apprentice:
 
     def train_on_real(self, limit: int | None = None) -> None:
         """Train on one shuffled pass over the real images, or on ``limit`` of them."""
-        self._train(self.real.images, self.real.targets, limit)
+        self._train(self.real.images, self.real.targets, limit=limit)
 
     def train_on_synthetic(self, pixels: list[Tensor]) -> None:
-        """Train on one shuffled pass over the decoded images of each class."""
+        """Train on one shuffled pass over all decoded images of each class."""
         with torch.no_grad():
             decoded = [self.formation.decode(stored) for stored in pixels]
         device = self.real.images.device
         counts = torch.tensor([len(images) for images in decoded], device=device)
         targets = torch.arange(len(decoded), device=device).repeat_interleave(counts)
-        self._train(torch.cat(decoded), targets, None)
+        self._train(torch.cat(decoded), targets, drop_last=False)
 
     def _counted(self, epochs: int) -> Iterable[int]:
         """Epochs, with a bar where there is something to wait for."""
@@ -118,7 +118,14 @@ class Apprentice:
             range(epochs), desc=self.progress, unit="epoch", disable=hidden, leave=False
         )
 
-    def _train(self, images: Tensor | HostImages, targets: Tensor, limit: int | None) -> None:
+    def _train(
+        self,
+        images: Tensor | HostImages,
+        targets: Tensor,
+        *,
+        limit: int | None = None,
+        drop_last: bool = True,
+    ) -> None:
         self.training.train(
             self.functions.step,
             self.parameters,
@@ -128,4 +135,5 @@ class Apprentice:
             scale=self.real.scale,
             generator=self.generator,
             limit=limit,
+            drop_last=drop_last,
         )

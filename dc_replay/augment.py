@@ -18,6 +18,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from dc_replay._checks import check_number
 from dc_replay.errors import ArgumentError
 
 
@@ -45,10 +46,16 @@ class Flip:
 
     Attributes:
         probability: Chance of mirroring.
+
+    Raises:
+        ArgumentError: If the number is out of its range.
     """
 
     probability: float = 0.5
     uniforms: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_number("probability", self.probability, 0, 1)
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Apply the change."""
@@ -65,12 +72,19 @@ class Color:
         saturation: Largest factor on the distance from the mean over channels.
         contrast: Width of the interval, centred on 1, of the factor on the distance from the
             mean over the whole image.
+
+    Raises:
+        ArgumentError: If a number is out of its range.
     """
 
     brightness: float = 1.0
     saturation: float = 2.0
     contrast: float = 1.0
     uniforms: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "saturation", "contrast"):
+            check_number(name, getattr(self, name))
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Apply the change."""
@@ -89,10 +103,16 @@ class Crop:
 
     Attributes:
         ratio: Largest shift as a share of the side.
+
+    Raises:
+        ArgumentError: If the number is out of its range.
     """
 
     ratio: float = 0.125
     uniforms: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        check_number("ratio", self.ratio, 0, 1)
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Apply the change."""
@@ -110,10 +130,16 @@ class Scale:
 
     Attributes:
         ratio: The factor of an axis lies in ``[1 / ratio, ratio]``.
+
+    Raises:
+        ArgumentError: If the number is out of its range.
     """
 
     ratio: float = 1.2
     uniforms: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        check_number("ratio", self.ratio, 1)
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Apply the change."""
@@ -132,10 +158,16 @@ class Rotate:
 
     Attributes:
         degrees: Largest angle either way.
+
+    Raises:
+        ArgumentError: If the number is out of its range.
     """
 
     degrees: float = 15.0
     uniforms: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_number("degrees", self.degrees)
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Apply the change."""
@@ -164,10 +196,16 @@ class Cutout:
 
     Attributes:
         ratio: Its sides as a share of the image's.
+
+    Raises:
+        ArgumentError: If the number is out of its range.
     """
 
     ratio: float = 0.5
     uniforms: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        check_number("ratio", self.ratio, 0, 1)
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Apply the change."""
@@ -322,10 +360,16 @@ class CutMix:
 
     Attributes:
         probability: Chance that a batch is mixed at all.
+
+    Raises:
+        ArgumentError: If the number is out of its range.
     """
 
     probability: float = 0.5
     uniforms: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        check_number("probability", self.probability, 0, 1)
 
     def apply(self, images: Tensor, partners: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Mix a batch by numbers drawn before; a pure function of tensors.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from dc_replay._checks import real
+from dc_replay._checks import check_number
 from dc_replay.errors import ArgumentError
 
 
@@ -60,6 +60,5 @@ def distillation_loss(
 
 
 def check_temperature(temperature: float) -> None:
-    """Raise an ArgumentError unless it is above 0."""
-    if not real(temperature) > 0:
-        raise ArgumentError(f"`temperature` is {temperature}, but must be above 0; 2 is usual")
+    """Raise an ArgumentError unless it is above 0 and finite."""
+    check_number("temperature", temperature, above=True)

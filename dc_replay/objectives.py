@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dc_replay._checks import check_number
 from dc_replay.errors import ArgumentError
 from dc_replay.networks import MatchingNetwork, Parameters
 from dc_replay.terms import Sides, Statistics, Terms
@@ -98,10 +99,20 @@ class GradientMatching:
         error: Distance between two gradients of one weight; the distances are summed.
         convolutions_only: Whether the gradients of linear weights are left out. Those of biases
             and normalisation layers always are.
+
+    Raises:
+        ArgumentError: If ``error`` cannot be called.
     """
 
     error: Distance = squared_error
     convolutions_only: bool = True
+
+    def __post_init__(self) -> None:
+        if not callable(self.error):
+            raise ArgumentError(
+                f"`error` is {self.error!r}; pass a distance such as squared_error, "
+                f"absolute_error or cosine_distance"
+            )
 
     def statistics(
         self,
@@ -171,10 +182,18 @@ class BidirectionalMatching:
     Attributes:
         gradient: How gradients are matched.
         weight: Factor on the squared error of the mean features.
+
+    Raises:
+        ArgumentError: If ``gradient`` matches none, or the weight is out of range.
     """
 
     gradient: GradientMatching = GradientMatching()
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.gradient, GradientMatching):
+            raise ArgumentError(f"`gradient` is {self.gradient!r}; pass GradientMatching(...)")
+        check_number("weight", self.weight)
 
     def statistics(
         self,

@@ -14,7 +14,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche.distributed import DistributedHelper
 from torch import Generator, Tensor, nn
 
-from dc_replay._checks import real, whole
+from dc_replay._checks import check_number, whole
 from dc_replay.adjustment import check_logits, check_one_head
 from dc_replay.budgets import Budget
 from dc_replay.buffer import CHECKING, REPLAYING, CondensedBuffer, stream
@@ -126,10 +126,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             augment="training" if augment == "training" else None,
             resident=resident,
         )
-        if not 0 <= real(match_storage) <= 1:
-            raise ArgumentError(
-                f"`match_storage` is {match_storage}, but is a share of the new images, from 0 to 1"
-            )
+        check_number("match_storage", match_storage, 0, 1)
         self.match_storage = match_storage
         self.batch_size_mem = batch_size_mem
         self.augment = augment
@@ -276,8 +273,7 @@ class DistillationPlugin(SupervisedPlugin[Any], supports_distributed=True):
 
     def __init__(self, *, weight: float = 1.0, temperature: float = 2.0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        if not real(weight) >= 0:
-            raise ArgumentError(f"`weight` is {weight}, but must be at least 0")
+        check_number("weight", weight)
         check_temperature(temperature)
         self.weight = weight
         self.temperature = temperature

@@ -1,8 +1,8 @@
 """The methods of the literature as condensers, ready to use or to change with ``replace``.
 
-Every recipe takes ``factor`` (crops along each side of a stored image) and ``compression`` (images
-that share the bytes of one), and returns a :class:`~dc_replay.condense.Condenser`. Recipes that
-optimise also take
+Every recipe takes ``factor`` (crops along each side of a stored image; ``idc_i`` is IDC without it)
+and ``compression`` (images that share the bytes of one), and returns a
+:class:`~dc_replay.condense.Condenser`. Recipes that optimise also take
 
 * ``network``: builds a matching network for a number of classes; a ConvNet of width 128 where None,
 * ``outer``: matching networks, one after the other,
@@ -117,7 +117,7 @@ def representative(
 
 def _published_loops(ipc: int) -> tuple[int, int]:
     """DC's pixel steps per network and epochs on the synthetic images after each."""
-    loops = {1: (1, 1), 10: (10, 50), 20: (20, 25), 50: (50, 10)}
+    loops = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
     if integer(ipc) < 1:
         raise ArgumentError(f"`ipc` is {ipc}, but must be at least 1 stored image per class")
     return loops[max(known for known in loops if known <= ipc)]
@@ -146,7 +146,7 @@ def _dc_like(
             momentum=0.0, weight_decay=0.0, batch=256, augment=matching, cutmix=0.0
         ),
         update=OnSynthetic(epochs),
-        pixels=PixelStep(lr=0.1, momentum=0.5, reference=None),
+        pixels=PixelStep(lr=0.1, momentum=0.5, reference=None, normalised=True),
         outer=outer,
         inner=steps if inner is None else inner,
         seconds=seconds,
@@ -167,7 +167,9 @@ def dc(
 
     Starts from real images. ``ipc`` picks the published numbers of pixel steps per network and of
     epochs on the synthetic images after each: (1, 1) at 1 image per class, (10, 50) at 10,
-    (20, 25) at 20 and (50, 10) at 50. ``outer=1000`` is the published number.
+    (20, 25) at 20, (30, 20) at 30, (40, 15) at 40 and (50, 10) at 50; in between, those of the
+    next smaller number. ``outer=1000`` is the published number. Other than in the published code,
+    pixels are held to ``[0, 1]``, as bytes are.
     """
     return _dc_like("dc", Augmentation(), network, factor, compression, ipc, outer, inner, seconds)
 
@@ -200,7 +202,8 @@ def dm(
 ) -> Condenser:
     """Dataset condensation with distribution matching (Zhao and Bilen, WACV 2023).
 
-    Matches mean features on untrained networks. ``outer=20000`` is the published number.
+    Matches mean features on untrained networks. ``outer=20000`` is the published number. Other
+    than in the published code, pixels are held to ``[0, 1]``, as bytes are.
     """
     return Condenser(
         name="dm",
@@ -210,7 +213,7 @@ def dm(
         augment=_ONE_OF_SIX,
         network=network,
         update=None,
-        pixels=PixelStep(lr=1.0, momentum=0.5, reference=None),
+        pixels=PixelStep(lr=1.0, momentum=0.5, reference=None, normalised=True),
         most_decoded=4096,
         outer=outer,
         inner=inner,

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from dc_replay._checks import whole
 from dc_replay.distributed import SINGLE, Ranks, Share
-from dc_replay.errors import ArgumentError
 from dc_replay.pixels import Normalization, Scale
 from dc_replay.placement import HostImages
 
@@ -146,12 +146,15 @@ class Uniform:
     Attributes:
         batch: Images of each class. A class with fewer gives some of them twice, so that
             every step has the same shape.
+
+    Raises:
+        ArgumentError: If that is no whole number of at least 1.
     """
 
     batch: int = 64
 
     def __post_init__(self) -> None:
-        _check_batch(self.batch)
+        whole("batch", self.batch)
 
     def draw(
         self,
@@ -180,19 +183,18 @@ class Representative:
     Attributes:
         batch: Clusters, and so images, of each class.
         every: Inner iterations after which the images are clustered anew, with the features of
-            the network as it is then.
+            the network as it is then; 1 clusters before each.
+
+    Raises:
+        ArgumentError: If a number is no whole one of at least 1.
     """
 
     batch: int = 128
     every: int = 10
 
     def __post_init__(self) -> None:
-        _check_batch(self.batch)
-        if self.every < 1:
-            raise ArgumentError(
-                f"`every` is {self.every}, but must be at least 1 inner iteration; "
-                f"1 clusters before each"
-            )
+        whole("batch", self.batch)
+        whole("every", self.every)
 
     def draw(
         self,
@@ -217,11 +219,6 @@ class Representative:
             parts = [rows[index], fill(rows, missing, generator)] if missing else [rows[index]]
             chosen.append(torch.cat(parts))
         return chosen
-
-
-def _check_batch(batch: int) -> None:
-    if batch < 1:
-        raise ArgumentError(f"`batch` is {batch}, but must be at least 1 real image of each class")
 
 
 def nearest_to_centres(features: Tensor, clusters: int, generator: Generator) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from dc_replay._checks import real, whole
+from dc_replay._checks import check_number, whole
 from dc_replay.errors import ArgumentError
 
 
@@ -46,8 +46,7 @@ class SubsetMatching:
                 f"`parts` is {self.parts}, but must be at least 2; for no parts, leave subset "
                 f"matching out"
             )
-        if not 0 <= real(self.weight) < float("inf"):
-            raise ArgumentError(f"`weight` is {self.weight}, but must be a number of at least 0")
+        check_number("weight", self.weight)
 
     def weight_at(self, share: float) -> float:
         """The factor when this share of the condensation is done, from 0 to 1."""

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from dc_replay._checks import check_number, whole
 from dc_replay.augment import Augmentation, CutMix, augmentation
 from dc_replay.networks import MatchingNetwork, Parameters
 from dc_replay.pixels import Scale
@@ -80,6 +81,9 @@ class NetworkTraining:
         batch: Images in a step.
         augment: Augmentation with a draw for each image.
         cutmix: Chance that a batch is mixed by CutMix.
+
+    Raises:
+        ArgumentError: If a number is out of its range.
     """
 
     lr: float = 0.01
@@ -88,6 +92,13 @@ class NetworkTraining:
     batch: int = 64
     augment: Augmentation = augmentation("color", "crop")
     cutmix: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_number("lr", self.lr, above=True)
+        check_number("momentum", self.momentum)
+        check_number("weight_decay", self.weight_decay)
+        whole("batch", self.batch)
+        check_number("cutmix", self.cutmix, 0, 1)
 
     def optimizer(self, parameters: Parameters) -> torch.optim.SGD:
         """A fresh optimiser over the weights, which it changes in place."""
@@ -113,8 +124,9 @@ class NetworkTraining:
         scale: Scale,
         generator: Generator,
         limit: int | None = None,
+        drop_last: bool = True,
     ) -> None:
-        """Train on one shuffled pass, in whole batches where there is at least one.
+        """Train on one shuffled pass, in batches of one size.
 
         Args:
             step: From :meth:`step_function`, perhaps compiled.
@@ -125,11 +137,19 @@ class NetworkTraining:
             scale: What makes them the network's input.
             generator: Source of the order and all augmentation.
             limit: At most so many images.
+            drop_last: Whether images beyond the last whole batch are left out. Otherwise all are
+                trained on, in as many batches as it takes; the last is filled up with images of
+                the first, so that all are of one size.
         """
         order = torch.randperm(len(images), generator=generator, device=generator.device)[:limit]
-        batches = max(len(order) // self.batch, 1)
-        order = order[: batches * self.batch].to(images.device)
-        size = -(-len(order) // batches)
+        if drop_last:
+            batches = max(len(order) // self.batch, 1)
+            order = order[: batches * self.batch]
+        else:
+            batches = -(-len(order) // self.batch)
+            order = torch.cat([order, order[: -len(order) % batches]])
+        order = order.to(images.device)
+        size = len(order) // batches
         # All numbers of the pass at once, so that a GPU is not made to wait for each.
         draws = self._draw(generator, batches, size, images.device)
         for index, partners, changes, mix in zip(order.split(size), *draws, strict=True):

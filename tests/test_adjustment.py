@@ -215,7 +215,7 @@ def test_half_precision_stays():
 
 @pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
 def test_bad_weights_are_refused(weight):
-    with pytest.raises(ArgumentError, match="`weight` is .*, but must be at least 0 and finite"):
+    with pytest.raises(ArgumentError, match="`weight` is .*; pass a finite number of at least 0"):
         LogitAdjustmentPlugin(weight=weight)
 
 

@@ -281,16 +281,18 @@ def test_crop_reaches_every_shift_and_fills_with_zeros():
 @pytest.mark.parametrize("side", [6, 7])
 def test_rotation_by_a_right_angle_turns_a_square_image(turns, side):
     images = pictures((1, 2, side, side))
-    turn = 2 * float(numbers(Rotate, 1).double()) - 1
-    rotated = Rotate(90 * turns / turn)(images, numbers(Rotate, 1))
+    drawn = 1 - numbers(Rotate, 1)
+    turn = 2 * float(drawn.double()) - 1
+    rotated = Rotate(90 * turns / turn)(images, drawn)
     torch.testing.assert_close(rotated, images.rot90(turns, dims=(-2, -1)), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(9, 5), (4, 11)])
 def test_rotation_by_half_a_turn_mirrors_an_image_that_is_not_square(height, width):
     images = pictures((1, 2, height, width))
-    turn = 2 * float(numbers(Rotate, 1).double()) - 1
-    rotated = Rotate(180 / turn)(images, numbers(Rotate, 1))
+    drawn = 1 - numbers(Rotate, 1)
+    turn = 2 * float(drawn.double()) - 1
+    rotated = Rotate(180 / turn)(images, drawn)
     torch.testing.assert_close(rotated, images.flip(-1, -2), rtol=0, atol=1e-6)
 
 
@@ -422,3 +424,20 @@ def test_cutmix_by_numbers_drawn_before_gives_what_drawing_at_once_gives(device)
         expected, others, expected_share = cutmix(images, seeded(seed), probability=0.5)
         assert torch.equal(mixed, expected) and torch.equal(others, partners)
         assert share == expected_share
+
+
+@pytest.mark.parametrize(
+    ("operation", "message"),
+    [
+        (lambda: Flip(5), "`probability` is 5; pass a number from 0 to 1"),
+        (lambda: Color(saturation=-1), "`saturation` is -1; pass a finite number of at least 0"),
+        (lambda: Crop(1.5), "`ratio` is 1.5; pass a number from 0 to 1"),
+        (lambda: Scale(0.5), "`ratio` is 0.5; pass a finite number of at least 1"),
+        (lambda: Rotate("15"), "`degrees` is '15'; pass a finite number of at least 0"),
+        (lambda: Cutout(-0.1), "`ratio` is -0.1; pass a number from 0 to 1"),
+        (lambda: CutMix(float("nan")), "`probability` is nan; pass a number from 0 to 1"),
+    ],
+)
+def test_strengths_out_of_range_are_refused(operation, message):
+    with pytest.raises(ArgumentError, match=message):
+        operation()

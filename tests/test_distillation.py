@@ -61,7 +61,7 @@ def test_gradients_are_right(generator):
 BAD = {
     "batch": ((torch.zeros(2, 3), torch.zeros(4, 3)), {}, r"shape \[2, 3\] and `old_logits`"),
     "shape": ((torch.zeros(3), torch.zeros(3)), {}, r"expected \[batch, classes\]"),
-    "temperature": ((torch.zeros(2, 3),) * 2, {"temperature": 0}, "`temperature` is 0, but"),
+    "temperature": ((torch.zeros(2, 3),) * 2, {"temperature": 0}, "`temperature` is 0; pass"),
     "shrunk": ((torch.zeros(2, 3), torch.zeros(2, 4)), {}, r"name one or more of the 3 columns"),
     "no columns": ((torch.zeros(2, 3),) * 2, {"columns": []}, r"`columns` is \[\], but must"),
     "unknown": ((torch.zeros(2, 3),) * 2, {"columns": [3]}, r"`columns` is \[3\], but must"),

@@ -409,3 +409,16 @@ def test_a_part_without_images_on_one_side_is_left_out(network, parameters, imag
     second = matching_step(GradientMatching(), network, parameters, real, synthetic[1:], label)
     torch.testing.assert_close(found.distance, everything.distance + 0.5 * second.distance)
     assert torch.isfinite(found.slope).all()
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (lambda: GradientMatching(error="mse"), "`error` is 'mse'; pass a distance such as"),
+        (lambda: BidirectionalMatching("gradient"), "`gradient` is 'gradient'; pass GradientM"),
+        (lambda: BidirectionalMatching(weight=-1), "`weight` is -1; pass a finite number of at"),
+    ],
+)
+def test_unusable_objectives_are_refused(objective, message):
+    with pytest.raises(ArgumentError, match=message):
+        objective()

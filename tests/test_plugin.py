@@ -938,8 +938,8 @@ def test_a_head_for_each_task_is_refused():
 
 
 BAD = {
-    "weight": (DistillationPlugin, {"weight": -1.0}, r"`weight` is -1\.0, but"),
-    "temperature": (DistillationPlugin, {"temperature": 0.0}, r"`temperature` is 0\.0, but"),
+    "weight": (DistillationPlugin, {"weight": -1.0}, r"`weight` is -1\.0; pass"),
+    "temperature": (DistillationPlugin, {"temperature": 0.0}, r"`temperature` is 0\.0; pass"),
     "batch_size_mem": (
         CondensedReplayPlugin,
         options_of(batch_size_mem=0),
@@ -954,7 +954,7 @@ BAD = {
     "resolution": (
         CondensedReplayPlugin,
         options_of(match_storage=1.5),
-        "`match_storage` is 1.5, but is a share of the new images",
+        "`match_storage` is 1.5; pass a number from 0 to 1",
     ),
     "recipe": (CondensedReplayPlugin, options_of(condenser=recipes.idc), "call a recipe"),
     "one argument": (

@@ -75,7 +75,7 @@ DC = {
     ),
     "warm_up": 0,
     "update": OnSynthetic(25),
-    "pixels": PixelStep(lr=0.1, momentum=0.5, reference=None),
+    "pixels": PixelStep(lr=0.1, momentum=0.5, reference=None, normalised=True),
 }
 PUBLISHED = {
     "idc": IDC,
@@ -97,7 +97,7 @@ PUBLISHED = {
         "augment": ONE_OF_SIX,
         "training": NetworkTraining(),
         "update": None,
-        "pixels": PixelStep(lr=1.0, momentum=0.5, reference=None),
+        "pixels": PixelStep(lr=1.0, momentum=0.5, reference=None, normalised=True),
     },
 }
 
@@ -118,7 +118,16 @@ def test_published_numbers_of_iterations():
 @pytest.mark.parametrize("name", ["dc", "dsa"])
 @pytest.mark.parametrize(
     ("ipc", "inner", "epochs"),
-    [(1, 1, 1), (9, 1, 1), (10, 10, 50), (20, 20, 25), (49, 20, 25), (50, 50, 10), (99, 50, 10)],
+    [
+        (1, 1, 1),
+        (9, 1, 1),
+        (10, 10, 50),
+        (20, 20, 25),
+        (30, 30, 20),
+        (49, 40, 15),
+        (50, 50, 10),
+        (99, 50, 10),
+    ],
 )
 def test_loops_follow_the_images_per_class(name, ipc, inner, epochs):
     condenser = RECIPES[name](ipc=ipc)

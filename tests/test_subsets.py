@@ -28,7 +28,7 @@ def test_the_weight_falls_linearly_to_0():
 
 @pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
 def test_weights_must_be_numbers_of_at_least_0(weight):
-    with pytest.raises(ArgumentError, match=f"`weight` is {weight}, but must be a number of at"):
+    with pytest.raises(ArgumentError, match=f"`weight` is {weight}; pass a finite number of at"):
         SubsetMatching(weight=weight)
 
 

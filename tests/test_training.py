@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from dc_replay.augment import Augmentation, CutMix, augmentation
+from dc_replay.errors import ArgumentError
 from dc_replay.networks import ConvNet, MatchingNetwork
 from dc_replay.pixels import Normalization, dequantise
 from dc_replay.training import NetworkTraining, TrainingBatch, step_function
@@ -164,6 +165,51 @@ def test_batches_are_whole_where_there_is_one(count, batch, limit, sizes):
     assert [len(labels) for labels in seen] == sizes
     flat = [label for labels in seen for label in labels]
     assert len(set(flat)) == len(flat)  # no image twice in a pass
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "sizes"),
+    [(10, 4, [4, 4, 4]), (10, 10, [10]), (10, 64, [10]), (9, 8, [5, 5]), (8, 4, [4, 4])],
+)
+def test_a_pass_may_take_all_images_in_batches_of_one_size(count, batch, sizes):
+    seen = []
+
+    def step(parameters, scale, batch):
+        seen.append(batch.labels.tolist())
+        return {name: torch.zeros_like(value) for name, value in parameters.items()}
+
+    parameters = {"weight": torch.ones(2)}
+    training = NetworkTraining(batch=batch)
+    training.train(
+        step,
+        parameters,
+        training.optimizer(parameters),
+        torch.zeros(count, 2, 8, 8),
+        torch.arange(count),
+        scale=NORMALIZATION.scale("cpu"),
+        generator=seeded(),
+        drop_last=False,
+    )
+    assert [len(labels) for labels in seen] == sizes
+    flat = [label for labels in seen for label in labels]
+    assert sorted(flat[:count]) == list(range(count))  # each once, before any comes again
+    assert flat[count:] == flat[: len(flat) - count]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0}, "`lr` is 0; pass a finite number above 0"),
+        ({"lr": float("inf")}, "`lr` is inf; pass a finite number above 0"),
+        ({"momentum": -1}, "`momentum` is -1; pass a finite number of at least 0"),
+        ({"weight_decay": "x"}, "`weight_decay` is 'x'; pass a finite number of at least 0"),
+        ({"batch": 2.5}, "`batch` is 2.5; pass a whole number of at least 1"),
+        ({"cutmix": 7}, "`cutmix` is 7; pass a number from 0 to 1"),
+    ],
+)
+def test_unusable_settings_are_refused(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        NetworkTraining(**options)
 
 
 def test_bytes_and_floats_train_alike(network):

@@ -73,8 +73,8 @@ def test_the_pixels_rate_can_be_set() -> None:
         ("herding+mdc", "herding optimises nothing"),
         ("herding+compress=0", "`compression` must be a whole number from 1 to 256, but is 0"),
         ("idc+lr", "'idc.lr': it needs a value"),
-        ("idc+lr=0", "`lr` is 0.0, but the pixels' learning rate must be above 0"),
-        ("idc+final=2", "`final` is 2.0, but must be between 0"),
+        ("idc+lr=0", "`lr` is 0.0; pass a finite number above 0"),
+        ("idc+final=2", "`final` is 2.0; pass a number from 0 to 1"),
         ("herding+compress=2.5", "its value is 2.5, but must be a whole number"),
     ],
 )
@@ -88,6 +88,6 @@ def test_few_steps_have_rates_of_their_own() -> None:
     for name, lr in (("idc", fast.pixel_lr), ("idc_i", fast.pixel_lr_unpacked)):
         assert build(name, "fast").pixels == PixelStep(lr, final=fast.pixel_final)
         assert build(name).pixels == published
-    dm = PixelStep(1.0, reference=None)
-    assert build("dm").pixels == dm
-    assert build("dm", "fast").pixels == replace(dm, final=fast.pixel_final)
+    assert build("dm").pixels == PixelStep(1.0, reference=None, normalised=True)
+    dm = PixelStep(fast.pixel_lr_features, reference=None, final=fast.pixel_final)
+    assert build("dm", "fast").pixels == dm
