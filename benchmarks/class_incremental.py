@@ -391,8 +391,7 @@ class Run:
         model.load_state_dict(load_file(model_file))
         memory = ExemplarMemory.load(memory_file, device=str(self.device))
         contender.buffer.memory = memory
-        contender.buffer.seconds.extend([0.0] * done)
-        contender.buffer.seconds_before.extend([0.0] * done)
+        contender.buffer.experiences = done
         contender.resume(done)
         return done
 

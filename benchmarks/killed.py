@@ -163,8 +163,7 @@ def train(task: Task) -> None:
     if done:
         model.load_state_dict(load_file(task.model_file(done - 1)))
         replay.memory = ExemplarMemory.load(task.memory_file(done - 1), device=task.device)
-        replay.buffer.seconds.extend([0.0] * done)
-        replay.buffer.seconds_before.extend([0.0] * done)
+        replay.buffer.experiences = done
     for step in range(done, task.experiences):
         _say(WORKING)
         images, labels = task.images(step)

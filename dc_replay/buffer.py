@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.classification_dataset import (
@@ -22,10 +21,10 @@ from avalanche.benchmarks.utils.classification_dataset import (
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.training.storage_policy import ExemplarsBuffer
 from avalanche.training.supervised.er_aml import ER_AML
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from dc_replay._checks import integer, path_of, whole
+from dc_replay._checks import path_of, whole
 from dc_replay.budgets import Budget, Smallest, TotalImages
 from dc_replay.checkpoints import fingerprint
 from dc_replay.condense import Condensed, Condenser
@@ -47,6 +46,7 @@ from dc_replay.memory import ExemplarMemory
 from dc_replay.pixels import Normalization, in_type, quantise
 from dc_replay.placement import Resident, check_resident, home
 from dc_replay.random_changes import RandomChanges, torchvision_transform
+from dc_replay.randomness import Purpose, check_seed, stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +83,8 @@ class CondensedBuffer(ExemplarsBuffer):
         progress: Whether to show progress bars.
         max_size: The most *decoded* images, which is what Avalanche counts: stored images times
             ``formation.images_per_stored``. It then holds in addition to ``budget``. None leaves it
-            to ``budget``: the attribute is then that of a total number of images, else
-            ``sys.maxsize``.
+            to ``budget``: the attribute is then what a budget of a total number of images allows,
+            with any other ``sys.maxsize``.
         with_task_labels: Whether an item of :attr:`buffer` has a task label; None does as the items
             of the last experience do. Strategies that mix both need that; those that read the
             memory by itself (MIR, ER_ACE, NCM, FeCAM) want a task label, and so True where the
@@ -96,9 +96,9 @@ class CondensedBuffer(ExemplarsBuffer):
         augment: What images of :attr:`buffer` are changed by while it is set to the transforms of
             training, as Avalanche's strategies set it to train on them. ``"training"`` does the
             random flips and padded crops of the last experience's training transforms, and a
-            warning names others; or a transform of single normalised images, or None for none. Two
-            kinds of images of which one alone has the borders of padded crops are told apart by
-            these, and test images have none.
+            warning names others; or a transform of single normalised images, or None for none. If
+            only new images had padded borders, a network would tell them from exemplars by these,
+            and take test images, which have none, for exemplars' classes.
         resident: Whether images stay on the device that computes. False keeps an experience's
             images, while it is condensed, and the memory in the host's memory, and brings over what
             a step needs; ``"auto"`` does that with either where it would take more than a quarter
@@ -106,6 +106,8 @@ class CondensedBuffer(ExemplarsBuffer):
 
     Attributes:
         max_size: As above.
+        experiences: How many have been remembered. What is drawn for the next one follows from it
+            and the seed, so that it is to be set where one goes on from a memory file.
         history: What condensing each experience recorded. Of the distances no more than 256 are
             kept, each the mean of as many iterations as the next, because checkpoints of a long
             stream would grow by them more than by the memory.
@@ -158,6 +160,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self.checkpoint_dir = (
             None if checkpoint_dir is None else path_of("checkpoint_dir", checkpoint_dir)
         )
+        self.experiences = 0
         self.history: list[dict[str, list[Any]]] = []
         self.seconds: list[float] = []
         self.seconds_before: list[float] = []
@@ -168,8 +171,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self._tasks: dict[int, int] = {}
         # Those of the last experience that was remembered, or looked at before any was.
         self._items: Items | None = None
-        # The changes by the training transforms of the last experience that was remembered, and the
-        # names of those that are left out.
+        # Those by the training transforms of the last experience that was remembered.
         self._training: RandomChanges | None = None
         self._view: _View | None = None
         # The last experience of a strategy, and how many it had been trained on before.
@@ -201,13 +203,15 @@ class CondensedBuffer(ExemplarsBuffer):
                 f"`memory` forms images by {memory.formation}, but the condenser by "
                 f"{self.condenser.formation}; use a condenser with formation={memory.formation}"
             )
-        given = self._given_normalization
-        if given is not None and memory.normalization not in (None, given):
+        given, found = self._given_normalization, _normalization_of(memory)
+        if given is not None and found is not None and found != given:
             raise ArgumentError(
-                f"`memory` holds images for {memory.normalization}, but `normalization` is "
-                f"{given}; leave `normalization` out to go on with that of the memory"
+                f"`memory` holds images for {found}, but `normalization` is {given}; leave "
+                f"`normalization` out to go on with that of the memory"
             )
         self._memory = memory
+        if found is None:
+            memory.normalization = given
 
     @property
     def carries_tasks(self) -> bool:
@@ -225,8 +229,21 @@ class CondensedBuffer(ExemplarsBuffer):
     def augments(self) -> bool:
         """Whether images of :attr:`buffer` are augmented when they are trained on."""
         if self.augment == "training":
-            return self._training is not None and bool(self._training[0])
+            return self._training is not None and bool(self._training.changes)
         return self.augment is not None
+
+    def changes_of(
+        self, dataset: Any, image_shape: tuple[int, ...], *, device: torch.device
+    ) -> RandomChanges:
+        """What exemplars get of the random changes that a dataset makes when training.
+
+        Args:
+            dataset: Set to the transforms that are used for training.
+            image_shape: ``(channels, height, width)`` of the exemplars.
+            device: Whose global generators are seeded while the dataset is looked into.
+        """
+        generator = stream(self.seed, Purpose.CHECKING, device=device)
+        return training_changes(dataset, image_shape, device=device, generator=generator)
 
     def task_labels(self, labels: Tensor) -> Tensor:
         """The task label with which each class arrived.
@@ -262,7 +279,7 @@ class CondensedBuffer(ExemplarsBuffer):
             ArgumentError: As by :meth:`remember`, or if ``checkpoint_dir`` cannot be made.
         """
         device = torch.empty(0, device=device).device  # with its number, as images will have it
-        generator = stream(self.seed, CHECKING, device=device)
+        generator = stream(self.seed, Purpose.CHECKING, device=device)
         image, tasks, items = glance(experience, device=device, generator=generator)
         self._check_tasks(tasks)
         unknown = [label for label in self._memory.classes if label not in self._tasks]
@@ -274,10 +291,10 @@ class CondensedBuffer(ExemplarsBuffer):
                 stacklevel=2,
             )
         channels, height, width = shape = tuple(image.shape)
-        normalization = self._normalization()
+        normalization = _normalization_of(self._memory)
         if normalization is not None:  # of as many channels
             check_range(image, normalization)
-        if not self.seconds:
+        if not self.experiences:
             training = self._training_of(experience, shape, device) if len(self._memory) else None
             self._take_form(items, training)
         if self.checkpoint_dir is not None:
@@ -313,13 +330,13 @@ class CondensedBuffer(ExemplarsBuffer):
         """
         began = time.perf_counter()
         device = torch.device(device)
-        generator = stream(self.seed, _CONDENSING, len(self.seconds), device=device)
+        generator = stream(self.seed, Purpose.CONDENSING, self.experiences, device=device)
         memory = self._memory
         gathered = gather(
             experience,
             device=device,
             generator=generator,
-            normalization=self._normalization(),
+            normalization=_normalization_of(memory),
             resident=self.resident,
         )
         training = self._training_of(experience, gathered.pixels.shape[1:], device)
@@ -349,6 +366,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self.history.append(_thinned(condensed.history))
         self.seconds.append(condensed.seconds_before + time.perf_counter() - began)
         self.seconds_before.append(condensed.seconds_before)
+        self.experiences += 1
         return condensed
 
     def remember_once(self, strategy: Any) -> None:
@@ -408,7 +426,7 @@ class CondensedBuffer(ExemplarsBuffer):
 
     @property
     def buffer(self) -> AvalancheDataset[Any]:
-        """The decoded images as a dataset on the CPU: float32, normalised.
+        """The decoded images as a dataset on the CPU, normalised, in :attr:`image_dtype`.
 
         Set to the transforms of training, as it comes, images are augmented; ``buffer.eval()``
         gives them as they are stored. Items have the form of the last experience's: ``(image,
@@ -458,7 +476,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self._make(folder)
         images = (gathered.pixels, gathered.labels, gathered.normalization)
         own = fingerprint([self._recipe, *images, sorted(quotas.items())])[:8]
-        name = f"{self.condenser.name}-{self.seed}-{len(self.seconds)}-{own}.safetensors"
+        name = f"{self.condenser.name}-{self.seed}-{self.experiences}-{own}.safetensors"
         return folder / name.replace(os.sep, "_")
 
     def _make(self, folder: Path) -> None:
@@ -468,12 +486,6 @@ class CondensedBuffer(ExemplarsBuffer):
             raise ArgumentError(
                 f"`checkpoint_dir` is {folder}, which cannot be made: {error}; name another folder"
             ) from error
-
-    def _normalization(self) -> Normalization | None:
-        shape = self._memory.image_shape
-        if shape is None or self._memory.normalization is not None:
-            return self._memory.normalization
-        return Normalization.identity(shape[0])
 
     def _with_returning(
         self, gathered: ExperienceImages, classes: list[int]
@@ -546,12 +558,8 @@ class CondensedBuffer(ExemplarsBuffer):
         if self.augment != "training":
             return None
         dataset = experience.dataset
-        return training_changes(
-            dataset.train() if hasattr(dataset, "train") else dataset,
-            shape,
-            device=device,
-            generator=stream(self.seed, CHECKING, device=device),
-        )
+        training = dataset.train() if hasattr(dataset, "train") else dataset
+        return self.changes_of(training, shape, device=device)
 
     def _transform(self, decoded: _DecodedImages) -> Callable[[Tensor], Tensor] | None:
         """What an image is changed by when it is trained on."""
@@ -565,8 +573,8 @@ class CondensedBuffer(ExemplarsBuffer):
                 stacklevel=2,
             )
             return None
-        changes, others = self._training
-        warn_of(others, "a transform of an image that is normalised")
+        changes, left_out = self._training
+        warn_of(left_out, "a transform of an image that is normalised")
         height, width = decoded.pixels.shape[2:]
         return torchvision_transform(changes, (height, width)) if changes else None
 
@@ -611,22 +619,14 @@ class _DecodedImages(Dataset[tuple[Tensor, "int | Tensor"]]):
 
 
 _DISTANCES = 256
-_CONDENSING = 0
-REPLAYING = 1
-ORDERING = 2
-CHECKING = 3
 
 
-def check_seed(seed: int) -> None:
-    """Raise an ArgumentError unless :func:`stream` takes the seed."""
-    if integer(seed) < 0:
-        raise ArgumentError(f"`seed` is {seed!r}; pass a whole number from 0 to 2**63 - 1")
-
-
-def stream(seed: int, purpose: int, *path: int, device: torch.device | str) -> Generator:
-    """A generator that follows from a seed and from what it is for."""
-    state = np.random.SeedSequence((seed, purpose, *path)).generate_state(2).tolist()
-    return Generator(device=device).manual_seed(state[0] | (state[1] & 0x7FFFFFFF) << 32)
+def _normalization_of(memory: ExemplarMemory) -> Normalization | None:
+    """What a memory's images are normalised with; None where that is yet to be found."""
+    shape = memory.image_shape
+    if shape is None or memory.normalization is not None:
+        return memory.normalization
+    return Normalization.identity(shape[0])
 
 
 def _thinned(history: dict[str, list[Any]]) -> dict[str, list[Any]]:

@@ -220,7 +220,7 @@ class Condenser:
         Raises:
             ArgumentError: If an argument cannot be used, or is not the same on all processes.
             DivergedError: If the optimisation leaves the range of numbers. What it had reached
-                before is in ``condensed``.
+                before, if anything, is in ``condensed``.
         """
         given = None if device is None else _as_device(device)
         place = images.device if given is None and isinstance(images, Tensor) else given

@@ -26,31 +26,30 @@ and None nothing."""
 
 def augment_for(
     augment: ExemplarAugment,
-    find: Callable[[], RandomChanges],
+    training: RandomChanges,
     *,
     channels: int,
     device: torch.device,
 ) -> ImageAugment | None:
     """The function by which exemplars are augmented beside images of a dataset.
 
-    They come from the evaluation transforms, so that new images alone would be augmented. Done with
-    ``"training"`` are the transforms that :func:`training_changes` finds; a warning names others.
+    They come from the evaluation transforms, so that new images alone would be augmented.
 
     Args:
         augment: What was asked for; anything but ``"training"`` is returned as it is.
-        find: Gives those of the dataset; not called for anything else.
+        training: What :func:`training_changes` finds in the dataset; a warning names what is left
+            out. Not used for anything else.
         channels: Of the exemplars.
         device: Where they are.
     """
     if augment is None or callable(augment):
         return augment
-    changes, others = find()
     warn_of(
-        others,
+        training.left_out,
         "a function of a batch of normalised images and a generator such as "
         "augmentation('color', 'crop', 'flip')",
     )
-    return value_changes(changes, channels=channels, device=device)
+    return value_changes(training.changes, channels=channels, device=device)
 
 
 def training_changes(
@@ -65,41 +64,39 @@ def training_changes(
         generator: Seeds them; they are then as they were.
 
     Returns:
-        The random changes, in order, and the names of the transforms that exemplars do not get.
+        The random changes that exemplars get, and the names of those that they do not get.
     """
     channels, height, width = image_shape
     with isolated(generator, device):
-        changes, others = random_changes(dataset, (height, width))
-    fitting = tuple(c for c in changes if isinstance(c, Flip) or len(c.fill) == channels)
-    if len(fitting) < len(changes):  # which were done to images of other channels
-        others = (*others, "RandomCrop")
-    return fitting, others
+        found = random_changes(dataset, (height, width))
+    fitting = tuple(c for c in found.changes if isinstance(c, Flip) or len(c.fill) == channels)
+    if len(fitting) == len(found.changes):
+        return found
+    # The others were done to images of other channels.
+    return RandomChanges(fitting, (*found.left_out, "RandomCrop"))
 
 
-def warn_of(others: Sequence[str], instead: str) -> None:
+def warn_of(left_out: Sequence[str], instead: str) -> None:
     """Name the training transforms that exemplars do not get, if any, and what may be passed."""
-    if others:
+    if left_out:
         warnings.warn(
-            f"the experience applies {', '.join(others)} when training, which exemplars do not get "
-            f"when they are replayed; pass `augment`, {instead}, or None for none",
+            f"the experience applies {', '.join(left_out)} when training, which exemplars do not "
+            f"get when they are replayed; pass `augment`, {instead}, or None for none",
             stacklevel=3,
         )
 
 
 def check_exemplar_augment(augment: object) -> None:
-    """Raise an ArgumentError unless it is an :data:`ExemplarAugment`."""
-    if not isinstance(augment, str) or augment != "training":
-        check_augment(augment)
+    """Raise an ArgumentError unless it is an :data:`ExemplarAugment`.
 
-
-def check_augment(augment: object) -> None:
-    """Raise an ArgumentError unless it can be called with two arguments, or is None."""
-    if augment is None:
+    That is unless it can be called with two arguments, or is ``"training"`` or None.
+    """
+    if augment is None or (isinstance(augment, str) and augment == "training"):
         return
     if not callable(augment):
         raise ArgumentError(
             f"`augment` is {augment!r}, which cannot be called; pass a function of a batch of "
-            f"images and a generator"
+            f"images and a generator, 'training' or None"
         )
     # Those of version 2 take any number of arguments, and would transform the generator.
     if isinstance(augment, v2.Transform) or not _takes(augment, 2):

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
-from torchvision import transforms as v1
-from torchvision.transforms import v2
 
 from dc_replay.errors import ArgumentError
 from dc_replay.pixels import Normalization, check_normalization, quantise
 from dc_replay.placement import Resident, home
 from dc_replay.randomness import isolated
-from dc_replay.transform_paths import floats, random_when_evaluating
+from dc_replay.transform_paths import (
+    NORMALIZE,
+    Path,
+    floats,
+    parts_of,
+    paths,
+    random_when_evaluating,
+)
 
 _CHUNK = 256
 _HALF_STEP = 0.5 / 255
@@ -177,7 +182,7 @@ def find_normalize(dataset: Any, channels: int) -> Normalization | None:
     Returns:
         None where there is none for this number of channels, or parts of the dataset differ.
     """
-    found = set(_last_normalizes(dataset))
+    found = {_last_normalize(path) for path in paths(dataset, "eval", look=False)}
     if len(found) != 1:
         return None
     parameters = found.pop()
@@ -185,6 +190,15 @@ def find_normalize(dataset: Any, channels: int) -> Normalization | None:
         return None
     mean, std = (v * channels if len(v) == 1 else v for v in parameters)
     return Normalization(mean, std) if len(mean) == len(std) == channels else None
+
+
+def _last_normalize(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation of the last ``Normalize`` on the way of an image."""
+    found = None
+    for part in parts_of(path.inside, *path.evaluation):
+        if isinstance(part, NORMALIZE):
+            found = floats(part.mean), floats(part.std)
+    return found
 
 
 class _Dataset(Protocol):
@@ -430,43 +444,3 @@ def _warn(reading: _Reading) -> None:
         f"clipped; a normalization made by Normalization.from_range with a wider range keeps them",
         stacklevel=2,
     )
-
-
-_Parameters = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def _last_normalizes(dataset: Any) -> Iterator[_Parameters | None]:
-    """For each way that an item may take through nested datasets, its last ``Normalize``."""
-    dataset = getattr(dataset, "_flat_data", dataset)
-    applied: list[_Parameters] = []
-    # In the order in which Avalanche applies them; its transform groups have no public accessor.
-    for groups in ("_frozen_transform_groups", "_transform_groups"):
-        if hasattr(dataset, groups):
-            applied += _normalizes(getattr(dataset, groups)["eval"])
-    if not hasattr(dataset, "_transform_groups"):
-        applied += _normalizes(getattr(dataset, "transform", None))
-    if applied:
-        yield applied[-1]
-        return
-    inner: list[Any] = list(getattr(dataset, "_datasets", ()) or getattr(dataset, "datasets", ()))
-    if not inner and hasattr(dataset, "dataset"):
-        inner = [dataset.dataset]
-    if not inner:
-        yield None
-    for part in inner:
-        yield from _last_normalizes(part)
-
-
-def _normalizes(transform: Any) -> Iterator[_Parameters]:
-    if isinstance(transform, (v1.Normalize, v2.Normalize)):
-        yield floats(transform.mean), floats(transform.std)
-    elif hasattr(transform, "flat_transforms"):
-        # Avalanche's (image transform, label transform) groups: position 0 is the image's.
-        for part in transform.flat_transforms(0):
-            yield from _normalizes(part)
-    elif isinstance(transform, (v1.Compose, v2.Compose)):
-        for part in transform.transforms:
-            yield from _normalizes(part)
-    elif isinstance(transform, torch.nn.Sequential):
-        for part in transform:
-            yield from _normalizes(part)

@@ -23,13 +23,13 @@ class MatchStoragePlugin(SupervisedPlugin[Any], supports_distributed=True):
     strategies. :class:`~dc_replay.plugin.CondensedReplayPlugin` does this by itself; why is said
     there, at ``match_storage``.
 
-    New is every image but those of classes that the memory holds and the experience does not bring.
-    So where a class comes back its exemplars are taken for new ones, and lose a little more.
-    Compressed exemplars that the buffer augments are shown so once more, because new images come
-    augmented, too. Nothing happens where images are stored as they are.
+    Images of classes that are in the memory and not in the experience count as exemplars, all
+    others as new. So where a class comes back its exemplars are taken for new ones, and lose a
+    little more. Compressed exemplars that the buffer augments are shown so once more, because new
+    images come augmented, too. Nothing happens where images are stored as they are.
 
     Packed exemplars would lose sharpness by that which new images keep, and exemplars that a
-    strategy draws when it has the mini-batch (MIR, ER-ACE) are not reached. Beside those, training
+    strategy draws when it has the mini-batch (MIR, ER-ACE) are not reached. With either, training
     transforms that crop out of padded images cost accuracy.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,19 +14,20 @@ from torch import Generator, Tensor
 
 from dc_replay._checks import whole
 from dc_replay.budgets import Budget
-from dc_replay.buffer import CHECKING, ORDERING, REPLAYING, CondensedBuffer, stream
+from dc_replay.buffer import CondensedBuffer
 from dc_replay.condense import Condenser
 from dc_replay.exemplar_augment import (
     ExemplarAugment,
     ImageAugment,
     augment_for,
     check_exemplar_augment,
-    training_changes,
 )
 from dc_replay.exemplars import Exemplars
 from dc_replay.memory import ExemplarMemory, shown_at
 from dc_replay.pixels import Normalization, in_type
 from dc_replay.placement import Resident
+from dc_replay.random_changes import RandomChanges
+from dc_replay.randomness import Purpose, stream
 
 
 class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
@@ -117,26 +117,22 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
         By now the strategy has made that loader, and adapted the model to the new classes.
         """
         self.buffer.remember_once(strategy)
-        done, processes = len(self.buffer.seconds), DistributedHelper.world_size
-        own = (REPLAYING, done, DistributedHelper.rank)
+        buffer, device, processes = self.buffer, strategy.device, DistributedHelper.world_size
+        own = (Purpose.REPLAYING, buffer.experiences, DistributedHelper.rank)
         ordering = None
         if processes > 1:
-            ordering = stream(self.buffer.seed, ORDERING, done, device=strategy.device)
+            ordering = stream(buffer.seed, Purpose.ORDERING, buffer.experiences, device=device)
         shape: tuple[int, ...] = self.memory.image_shape or ()  # which has been filled by now
-        find = partial(
-            training_changes,
-            strategy.adapted_dataset,
-            shape,
-            device=strategy.device,
-            generator=stream(self.buffer.seed, CHECKING, device=strategy.device),
-        )
-        augment = augment_for(self.augment, find, channels=shape[0], device=strategy.device)
+        training = RandomChanges()
+        if self.augment == "training":
+            training = buffer.changes_of(strategy.adapted_dataset, shape, device=device)
+        augment = augment_for(self.augment, training, channels=shape[0], device=device)
         strategy.dataloader = MemoryLoader(
             self.buffer,
             batch_size=self.batch_size or strategy.train_mb_size,
             presentations_per_stored=self.presentations_per_stored,
             augment=augment,
-            generator=stream(self.buffer.seed, *own, device=strategy.device),
+            generator=stream(buffer.seed, *own, device=device),
             ordering=ordering,
             part=(DistributedHelper.rank, processes),
             drop_last=bool(kwargs.get("drop_last", False)),  # as Avalanche's loaders are told

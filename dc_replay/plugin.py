@@ -6,7 +6,7 @@ import copy
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from dc_replay._checks import check_number, whole
 from dc_replay.adjustment import check_logits, check_one_head
 from dc_replay.budgets import Budget
-from dc_replay.buffer import CHECKING, REPLAYING, CondensedBuffer, stream
+from dc_replay.buffer import CondensedBuffer
 from dc_replay.condense import Condenser
 from dc_replay.distillation import check_temperature, distillation_loss
 from dc_replay.errors import ArgumentError
@@ -26,7 +26,6 @@ from dc_replay.exemplar_augment import (
     ImageAugment,
     augment_for,
     check_exemplar_augment,
-    training_changes,
 )
 from dc_replay.experiences import classes_of
 from dc_replay.match_storage import MatchStoragePlugin, check_labels, on_numbers
@@ -34,6 +33,8 @@ from dc_replay.memory import ExemplarMemory
 from dc_replay.memory_only import MemoryOnlyPlugin
 from dc_replay.pixels import Normalization, in_type
 from dc_replay.placement import Resident
+from dc_replay.random_changes import RandomChanges
+from dc_replay.randomness import Purpose, stream
 from dc_replay.transforms import Crop, Flip, some_changed
 
 __all__ = [
@@ -76,8 +77,8 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         match_storage: The share of new images that are shown as storing would leave them, from 0 to
             1; each is drawn by itself. An exemplar of a factor above 1 is less sharp than a new
             image, and one that is stored compressed bears the traces of that. A network that learns
-            to tell old classes from new ones by such a trait, which test images do not have, takes
-            them for new ones. Nothing happens where images are stored as they are.
+            to tell old classes from new ones by such a trait takes test images of old classes,
+            which do not have it, for new ones. Nothing happens where images are stored as they are.
         seed: At least 0. Condensing and replay follow from it.
         progress: Whether to show progress bars.
         checkpoint_dir: A folder for the state of each experience's condensation, from which a run
@@ -158,23 +159,18 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         """
         self._shape = self.buffer.check(strategy.experience, device=strategy.device)
         device = strategy.device
-        find = cache(
-            partial(
-                training_changes,
-                strategy.adapted_dataset,
-                self._shape,
-                device=device,
-                generator=stream(self.buffer.seed, CHECKING, device=device),
-            )
-        )
-        self._augment = augment_for(self.augment, find, channels=self._shape[0], device=device)
         packed = self.buffer.condenser.formation.factor > 1
-        if self.augment_new or (packed and self.match_storage):
-            self._warn_of(find()[0])
+        matters = self.augment_new or (packed and self.match_storage)
+        training = RandomChanges()
+        if self.augment == "training" or matters:  # for it takes reading and trying an image
+            training = self.buffer.changes_of(strategy.adapted_dataset, self._shape, device=device)
+        self._augment = augment_for(self.augment, training, channels=self._shape[0], device=device)
+        if matters:
+            self._warn_of(training.changes)
         self._generator = stream(
             self.buffer.seed,
-            REPLAYING,
-            len(self.buffer.seconds),
+            Purpose.REPLAYING,
+            self.buffer.experiences,
             DistributedHelper.rank,
             device=device,
         )
@@ -234,9 +230,9 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         elif not self.augment_new and any(isinstance(change, Crop) for change in changes):
             warnings.warn(
                 "the experience crops images out of padded ones when training, beside which packed "
-                "exemplars are told from new images by their borders; let the training transforms "
-                "only convert and normalise, and pass augment=augmentation('crop', 'flip') and "
-                "augment_new=True",
+                "exemplars can be told from new images by their borders; let the training "
+                "transforms only convert and normalise, and pass augment=augmentation('crop', "
+                "'flip') and augment_new=True",
                 stacklevel=2,
             )
 

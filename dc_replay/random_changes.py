@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,8 +36,18 @@ from dc_replay.transform_paths import (
 )
 from dc_replay.transforms import Crop, Flip
 
-RandomChanges = tuple[tuple[Flip | Crop, ...], tuple[str, ...]]
-"""What training transforms do at random, in order, and the names of those that do other things."""
+
+class RandomChanges(NamedTuple):
+    """What training transforms do at random.
+
+    Attributes:
+        changes: Those that exemplars can be given, in order.
+        left_out: The names of the others.
+    """
+
+    changes: tuple[Flip | Crop, ...] = ()
+    left_out: tuple[str, ...] = ()
+
 
 # What rounding may do to a value, and resizing, as a share of the range of an image.
 _ROUNDING = 1e-3
@@ -74,10 +84,10 @@ def random_changes(dataset: Any, size: tuple[int, int]) -> RandomChanges:
     found = set(tried.values())
     if len(found) == 1:
         return found.pop()
-    names = {name for _, others in found for name in others}
-    if len({changes for changes, _ in found}) > 1:
+    names = {name for one in found for name in one.left_out}
+    if len({one.changes for one in found}) > 1:
         names.add("different flips and crops to its parts")
-    return (), tuple(sorted(names))
+    return RandomChanges(left_out=tuple(sorted(names)))
 
 
 def torchvision_transform(changes: Iterable[Flip | Crop], size: tuple[int, int]) -> v2.Compose:
@@ -141,7 +151,7 @@ class _Chain:
         found: list[Flip | Crop] = []
         others = list(self.others)
         if not any(type(step) in _MOVES for step in self.steps):
-            return (), self.others
+            return RandomChanges(left_out=self.others)
         image = self.image
         for place, step in enumerate(self.steps):
             later = [s for s in self.steps[place + 1 :] if type(s) not in _MOVES]
@@ -155,9 +165,9 @@ class _Chain:
             except Exception:  # of whatever a user's transform may raise of an unusual image
                 if type(step) not in _MOVES:
                     left = (s for s in self.steps[place:] if type(s) in _MOVES)
-                    return tuple(found), (*others, *map(name_of, left))
+                    return RandomChanges(tuple(found), (*others, *map(name_of, left)))
                 others.append(name_of(step))
-        return tuple(found), tuple(others)
+        return RandomChanges(tuple(found), tuple(others))
 
 
 class _Trial:

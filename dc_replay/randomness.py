@@ -1,16 +1,41 @@
-"""Keeping the global random states out of it."""
+"""Generators that follow from a seed, and keeping the global random states out of it."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 
 import numpy as np
 import torch
 from torch import Generator
 
+from dc_replay._checks import integer
 from dc_replay.errors import ArgumentError
+
+
+class Purpose(IntEnum):
+    """What a generator of :func:`stream` is for, so that no two share their numbers."""
+
+    CONDENSING = 0
+    REPLAYING = 1
+    ORDERING = 2
+    CHECKING = 3
+    TRAINING = 4
+
+
+def check_seed(seed: int) -> None:
+    """Raise an ArgumentError unless :func:`stream` takes the seed."""
+    if integer(seed) < 0:
+        raise ArgumentError(f"`seed` is {seed!r}; pass a whole number from 0 to 2**63 - 1")
+
+
+def stream(seed: int, purpose: Purpose, *path: int, device: torch.device | str) -> Generator:
+    """A generator that follows from a seed and from what it is for."""
+    entropy = (seed, int(purpose), *path)
+    state = np.random.SeedSequence(entropy).generate_state(2).tolist()
+    return Generator(device=device).manual_seed(state[0] | (state[1] & 0x7FFFFFFF) << 32)
 
 
 def check_generator(generator: object) -> None:

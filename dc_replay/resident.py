@@ -15,16 +15,13 @@ from avalanche.training.plugins import ReplayPlugin
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
-from dc_replay.buffer import check_seed, stream
 from dc_replay.errors import ArgumentError
-from dc_replay.exemplar_augment import ImageAugment, check_augment
+from dc_replay.exemplar_augment import ExemplarAugment, ImageAugment, check_exemplar_augment
 from dc_replay.experiences import ExperienceImages, gather
 from dc_replay.pixels import Normalization, Scale, check_normalization
-from dc_replay.randomness import isolated
+from dc_replay.randomness import Purpose, check_seed, isolated, stream
 from dc_replay.training_transforms import training_transforms
 from dc_replay.transforms import BatchTransforms
-
-_PURPOSE = 2  # Among those of `stream`, whose others are the buffer's.
 
 
 class DeviceResident(SupervisedPlugin[Any]):
@@ -46,8 +43,9 @@ class DeviceResident(SupervisedPlugin[Any]):
     the whole experience, so Avalanche warns of it.
 
     Args:
-        augment: Changes normalised float32 batches in place of the training transforms, with a
-            generator of this plugin. Evaluation transforms may then be any that give tensors.
+        augment: ``"training"`` does the training transforms. A function of normalised float32
+            batches and a generator of this plugin takes their place, and None is nothing but
+            converting and normalising. Evaluation transforms may then be any that give tensors.
         normalization: What the network's input is normalised with; None finds it.
         seed: At least 0.
 
@@ -61,12 +59,12 @@ class DeviceResident(SupervisedPlugin[Any]):
     def __init__(
         self,
         *,
-        augment: ImageAugment | None = None,
+        augment: ExemplarAugment = "training",
         normalization: Normalization | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        check_augment(augment)
+        check_exemplar_augment(augment)
         check_normalization(normalization)
         check_seed(seed)
         self.augment = augment
@@ -91,9 +89,9 @@ class DeviceResident(SupervisedPlugin[Any]):
             raise _loader_of_another(ReplayDataLoader)
         options = _options(own)
         _check_tasks(data)
-        generator = stream(self.seed, _PURPOSE, len(self.seconds), device=device)
+        generator = stream(self.seed, Purpose.TRAINING, len(self.seconds), device=device)
         transforms = None
-        if self.augment is None:
+        if self.augment == "training":
             with isolated(generator, device):
                 transforms = training_transforms(data)
         # What is trained on, which strategies such as Cumulative make of several experiences.
@@ -106,9 +104,10 @@ class DeviceResident(SupervisedPlugin[Any]):
         apply: Callable[[Tensor, Generator], Tensor]
         if transforms is not None:
             apply = BatchTransforms(transforms, images.normalization, device)
-        elif self.augment is not None:
+        else:
+            augment = self.augment if callable(self.augment) else None
             scale = images.normalization.scale(device)
-            apply = partial(_augmented, scale=scale, augment=self.augment)
+            apply = partial(_augmented, scale=scale, augment=augment)
         self._loader = ResidentLoader(images, apply=apply, generator=generator, **options)
         self._replaced, strategy.dataloader = own, self._loader
         self.seconds.append(time.perf_counter() - began)
@@ -185,9 +184,10 @@ class ResidentLoader:
 
 
 def _augmented(
-    pixels: Tensor, generator: Generator, *, scale: Scale, augment: ImageAugment
+    pixels: Tensor, generator: Generator, *, scale: Scale, augment: ImageAugment | None
 ) -> Tensor:
-    return augment(scale.normalise(pixels), generator)
+    images = scale.normalise(pixels)
+    return images if augment is None else augment(images, generator)
 
 
 def _options(loader: Any) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def _scale_name(normalize: tuple[tuple[float, ...], tuple[float, ...]] | None) -
 
 def _refusal(what: str) -> ArgumentError:
     return ArgumentError(
-        f"`experience` {what}, which DeviceResident cannot do on the device; pass `augment`, which "
-        f"changes normalised batches in the place of the training transforms (lambda images, "
-        f"generator: images changes nothing), or leave DeviceResident out"
+        f"`experience` {what}, which DeviceResident cannot do on the device; pass `augment`, a "
+        f"function of normalised batches and a generator in the place of the training transforms, "
+        f"or None for none, or leave DeviceResident out"
     )

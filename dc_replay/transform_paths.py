@@ -126,14 +126,22 @@ def parts_of(*transforms: Any) -> Iterator[Any]:
         if hasattr(transform, "flat_transforms"):
             # Avalanche's (image transform, label transform) groups: position 0 is the image's.
             parts = transform.flat_transforms(0)
-        elif type(transform) in (v1.Compose, v2.Compose):
+        elif _is_plain(transform, v1.Compose) or _is_plain(transform, v2.Compose):
             parts = transform.transforms
-        elif type(transform) is nn.Sequential:
+        elif _is_plain(transform, nn.Sequential):
             parts = transform
         else:
             yield transform
             continue
         yield from parts_of(*parts)
+
+
+def _is_plain(transform: Any, kind: type) -> bool:
+    """Whether it does what this kind of composition does, as subclasses may or may not."""
+    return isinstance(transform, kind) and all(
+        getattr(type(transform), name, None) is getattr(kind, name, None)
+        for name in ("__call__", "forward")
+    )
 
 
 def is_random(transform: Any) -> bool:

@@ -642,6 +642,36 @@ def test_a_memory_that_was_normalised_by_something_else_is_refused(tmp_path):
         buffer.memory = loaded
 
 
+def test_a_memory_without_a_normalization_takes_the_one_that_was_given():
+    wide = Normalization.from_range([-4.0] * 3, [4.0] * 3)
+    buffer = make_buffer(FirstImages(), normalization=wide)
+    buffer.memory = ExemplarMemory(budget=ImagesPerClass(2), formation=Formation(1))
+    buffer.remember(pairs()[0], device="cpu")
+    assert buffer.memory.normalization == wide
+    # One that holds images without any holds them for networks that see them as they are.
+    other = ExemplarMemory(budget=ImagesPerClass(2), formation=Formation(1))
+    other.add(buffer.memory.exemplars)
+    fresh = make_buffer(FirstImages(), normalization=wide)
+    with pytest.raises(ArgumentError, match="`memory` holds images for Normalization.mean=.0.0, "):
+        fresh.memory = other
+    assert not len(fresh.memory)
+    identity = Normalization.identity(3)
+    fresh = make_buffer(FirstImages(), normalization=identity)
+    fresh.memory = other
+    assert fresh.memory is other
+
+
+def test_what_is_drawn_for_an_experience_follows_from_how_many_came_before():
+    stream, found = pairs(), []
+    for before in (0, 1, 1):
+        buffer = make_buffer(seed=3)
+        buffer.experiences = before
+        buffer.remember(stream[1], device="cpu")
+        assert buffer.experiences == before + 1
+        found.append(buffer.memory.exemplars.pixels)
+    assert torch.equal(found[1], found[2]) and not torch.equal(found[0], found[1])
+
+
 def test_task_labels_that_a_file_does_not_hold_are_told_of(tmp_path, recwarn):
     stream = triples()
     loaded, _ = saved(stream, tmp_path)

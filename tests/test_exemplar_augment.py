@@ -21,7 +21,6 @@ from dc_replay import (
     MemoryOnlyPlugin,
     recipes,
 )
-from dc_replay import plugin as plugins
 from dc_replay.exemplar_augment import training_changes
 from dc_replay.random_changes import random_changes
 from dc_replay.transforms import value_changes
@@ -237,10 +236,11 @@ def test_training_transforms_are_looked_into_once_for_an_experience(monkeypatch)
         looked.append(1)
         return training_changes(*arguments, **options)
 
-    monkeypatch.setattr(plugins, "training_changes", counted)
+    monkeypatch.setattr("dc_replay.buffer.training_changes", counted)
     with pytest.warns(UserWarning, match="packed exemplars"):
         replayed(CROPPED, condenser=PACKED)
-    assert len(looked) == 2  # of two experiences
+    # Before training on each of two experiences, and when it is remembered.
+    assert len(looked) == 4
 
 
 def test_new_images_that_are_augmented_twice_are_warned_of():

@@ -130,6 +130,26 @@ def test_normalize_is_found_when_frozen_and_after_concatenation():
     assert find_normalize(first.concat(first).subset([0, 7]), 3) == NORMALIZATION
 
 
+class Named(v1.Compose):
+    """A composition of a user's own that does what others do."""
+
+
+class Shuffled(v1.Compose):
+    """One that does something else."""
+
+    def __call__(self, image):
+        for transform in reversed(self.transforms):
+            image = transform(image)
+        return image
+
+
+def test_normalize_is_found_in_compositions_that_do_as_they_say():
+    steps = [v1.Normalize([0.0] * 3, [1.0] * 3), v1.Normalize(MEAN, STD)]
+    for kind, expected in ((Named, NORMALIZATION), (Shuffled, None)):
+        inner = Pictures(pixels_of(4) / 255, [0, 1, 2, 3], kind(steps))
+        assert find_normalize(AvalancheDataset([inner]), 3) == expected
+
+
 def test_the_last_normalize_counts():
     stack = v1.Compose([v1.Normalize([0.0] * 3, [1.0] * 3), v1.Normalize(MEAN, STD)])
     pixels = pixels_of(4)

@@ -238,6 +238,12 @@ def test_a_function_stands_in_for_the_training_transforms(device):
     assert min(shown) > 90 and len(shown) == 8
 
 
+def test_nothing_may_stand_in_for_the_training_transforms():
+    (seen,) = trained([stream(training=v2.ColorJitter(0.5))[0]], DeviceResident(augment=None))
+    (plain,) = trained([stream()[0]], DeviceResident())
+    assert items(seen[0]) == items(plain[0])
+
+
 def test_a_normalization_may_be_given():
     plugin = DeviceResident(normalization=Normalization.identity(3))
     with pytest.raises(ArgumentError, match="`normalization`, given or found.* has mean"):
@@ -396,7 +402,7 @@ def test_a_loader_may_drop_the_last_batch(count, size, length):
     [
         ({"seed": -1}, "`seed` is -1; pass a whole number"),
         ({"seed": True}, "`seed` is True"),
-        ({"augment": 3}, "`augment` is 3, which cannot be called"),
+        ({"augment": 3}, "`augment` is 3, which cannot be called; pass .*, 'training' or None"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):

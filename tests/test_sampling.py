@@ -185,7 +185,7 @@ def test_classes_of_one_size_are_clustered_together_and_others_apart(device):
     found = nearest_in_each(features, clusters, seeded())
     # Each start is drawn for its group: first those of 12 images and 4 clusters.
     generator = seeded()
-    first, third = (nearest(features[n], 4, generator) for n in (0, 2))
+    first, third = (nearest_to_centres(features[n], 4, generator) for n in (0, 2))
     assert torch.equal(found[0], first) and torch.equal(found[2], third)
     assert torch.equal(found[1], nearest_to_centres(features[1], 4, generator))
     assert found[3].tolist() == [0, 1, 2]
