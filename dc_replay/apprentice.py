@@ -106,10 +106,11 @@ class Apprentice:
         """Train on one shuffled pass over all decoded images of each class."""
         with torch.no_grad():
             decoded = [self.formation.decode(stored) for stored in pixels]
-        device = self.real.images.device
-        counts = torch.tensor([len(images) for images in decoded], device=device)
-        targets = torch.arange(len(decoded), device=device).repeat_interleave(counts)
-        self._train(torch.cat(decoded), targets, drop_last=False)
+        targets = [
+            torch.full((len(images),), position, device=images.device)
+            for position, images in enumerate(decoded)
+        ]
+        self._train(torch.cat(decoded), torch.cat(targets), drop_last=False)
 
     def _counted(self, epochs: int) -> Iterable[int]:
         """Epochs, with a bar where there is something to wait for."""

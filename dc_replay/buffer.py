@@ -79,7 +79,8 @@ class CondensedBuffer(ExemplarsBuffer):
         budget: How many *stored* images each class may have.
         normalization: What the network's input is normalised with; None finds it, see
             :func:`~dc_replay.experiences.gather`. It is kept in the memory.
-        seed: At least 0. The same seed and experiences give the same exemplars on the same device.
+        seed: At least 0. The same seed and experiences give the same exemplars, on a GPU up to
+            rounding.
         progress: Whether to show progress bars.
         max_size: The most *decoded* images, which is what Avalanche counts: stored images times
             ``formation.images_per_stored``. It then holds in addition to ``budget``. None leaves it
@@ -91,7 +92,8 @@ class CondensedBuffer(ExemplarsBuffer):
             experience's items have none. Their classes then count as task 0.
         checkpoint_dir: A folder for the state of each experience's condensation; see
             :meth:`~dc_replay.condense.Condenser.condense`. A run that died and is started again
-            with the same seed goes on from there, and has the same exemplars in the end. The files
+            with the same seed goes on from there, and has the same exemplars in the end (on a GPU
+            up to rounding). The files
             stay until you delete them. None keeps nothing.
         augment: What images of :attr:`buffer` are changed by while it is set to the transforms of
             training, as Avalanche's strategies set it to train on them. ``"training"`` does the

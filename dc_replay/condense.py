@@ -101,10 +101,11 @@ class Condenser:
             speed, and no longer on the seed alone.
         compile: Whether to compile the step functions; ``"auto"`` does where the planned steps, or
             seconds, repay it.
-        precision: What the matching network's convolutions compute in: ``"float32"``,
-            ``"bfloat16"``, or ``"auto"`` for bfloat16 where the device multiplies it natively. The
-            pixels' gradient then differs by a few percent, because here and there a unit near 0
-            is on in one and off in the other.
+        precision: What the matching network's convolutions compute in: ``"float32"`` (on a GPU in
+            TF32, unless ``torch.backends.cudnn.allow_tf32`` is False), ``"bfloat16"``, or
+            ``"auto"`` for bfloat16 where the device multiplies it natively. The pixels' gradient
+            then differs by a few percent, because here and there a unit near 0 is on in one and
+            off in the other.
         classes_at_once: Classes whose pixel steps are one call; None takes what fits the memory of
             a GPU, and 1 elsewhere, which is what is fastest. The result is the same but for
             rounding.
@@ -190,7 +191,8 @@ class Condenser:
         """Condense labelled images.
 
         Runs where the images are, unless a device is given. Global random states are left as they
-        were, and the same generator state gives the same bytes on the same device.
+        were. On the CPU, the same generator state gives the same bytes; on a GPU some sums are made
+        in any order, unless ``torch.use_deterministic_algorithms`` is set, and differ by rounding.
 
         Under torch.distributed all processes condense together: each calls this with the same
         images, labels, quotas and generator state, moves the pixels of its own classes, and returns
@@ -508,7 +510,7 @@ class Condenser:
 
 def _as_device(device: torch.device | str) -> torch.device:
     try:
-        return torch.device(device)
+        return torch.empty(0, device=device).device  # with its number, as images have it
     except (RuntimeError, TypeError) as error:
         raise ArgumentError(
             f"`device` is {device!r}, which names none: {str(error).splitlines()[0]}; pass cpu, "

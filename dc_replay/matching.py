@@ -21,11 +21,8 @@ from dc_replay.formation import Formation
 from dc_replay.networks import MatchingNetwork, Parameters
 from dc_replay.objectives import Matched, Objective, matching_step
 from dc_replay.pixels import Scale
-from dc_replay.placement import free_bytes
+from dc_replay.placement import SHARE, free_bytes
 from dc_replay.terms import Terms
-
-# Left over for what the measured class does not show: workspaces, and pieces of free memory.
-_SPARE = 0.7
 
 
 class ClassBatch(NamedTuple):
@@ -172,11 +169,12 @@ class Launches:
         if device.type != "cuda":
             return 1
         largest = max(batches, key=lambda batch: len(batch.stored))
+        self._alone(parameters, scale, largest)  # compiles, which takes memory of its own
         free, before = free_bytes(device), torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         self._alone(parameters, scale, largest)
         each = torch.cuda.max_memory_allocated(device) - before
-        return max(1, int(_SPARE * free / max(each, 1)))
+        return max(1, int(SHARE * free / max(each, 1)))
 
 
 def _alike(batches: Sequence[ClassBatch]) -> list[list[int]]:

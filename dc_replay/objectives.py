@@ -138,7 +138,10 @@ class GradientMatching:
         matched = {name: parameters[name] for name in names}
         pulled: Any = torch.func.vjp(losses, matched, has_aux=True)
         found, pull, features = pulled
-        each = [pull(chosen)[0] for chosen in torch.eye(len(found)).to(found)]
+        each = [
+            pull(chosen)[0]
+            for chosen in torch.eye(len(found), dtype=found.dtype, device=found.device)
+        ]
         return tuple(torch.stack([one[name] for one in each]) for name in names), features
 
     def distance(self, synthetic: Statistics, real: Statistics) -> Tensor:

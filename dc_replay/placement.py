@@ -13,7 +13,10 @@ Resident = bool | Literal["auto"]
 """Whether images stay on the device that computes; ``"auto"`` if they are few enough."""
 
 SHARE = 0.25
-"""What images may take of a GPU's free memory, the rest of which is for computing with them."""
+"""What images may take of a GPU's free memory, and what the pixel steps of classes at once may.
+
+A CUDA graph keeps the memory that it was recorded with, also when the strategy trains again.
+"""
 
 _HOST = torch.device("cpu")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -165,13 +165,14 @@ class Uniform:
         generator: Generator,
     ) -> list[Tensor]:
         """Choose positions; see :class:`Sampler`."""
-        counts = [len(rows) for rows in real.rows]
-        first = torch.tensor([0, *counts[:-1]], device=generator.device).cumsum(0)
-        numbers = [torch.arange(count, device=generator.device) for count in counts]
-        places = torch.stack([fill(own, self.batch, generator) for own in numbers])
+        places, first = [], 0
+        for rows in real.rows:
+            own = torch.arange(first, first + len(rows), device=generator.device)
+            places.append(fill(own, self.batch, generator))
+            first += len(rows)
         # One transfer for all classes.
-        places = (places + first[:, None]).to(real.images.device)
-        return list(torch.cat(real.rows)[places].unbind())
+        chosen = torch.stack(places).to(real.images.device)
+        return list(torch.cat(real.rows)[chosen].unbind())
 
 
 @dataclass(frozen=True)
@@ -289,13 +290,27 @@ def _together(features: Sequence[Tensor], starts: Mapping[int, Tensor]) -> tuple
     return together, torch.stack(centres)
 
 
-def _members(features: Tensor, centres: Tensor, iterations: int) -> Tensor:
-    """The cluster of each image, ``[sets, count]``, of features ``[sets, count, features]``."""
+def _kmeans(centres: Tensor, **options: Any) -> Any:
+    """The library's k-means of several sets, from centres ``[sets, clusters, features]`` on."""
     from fast_pytorch_kmeans import MultiKMeans
 
-    kmeans = MultiKMeans(n_clusters=centres.shape[1], max_iter=iterations, tol=_AT_REST)
-    # Where there are centres already the library draws none from the global generator.
+    kmeans = MultiKMeans(n_clusters=centres.shape[1], **options)
+    # Where there are centres already it draws none from the global generator.
     kmeans.centroids = centres
+
+    def nearest(a: Tensor, b: Tensor) -> Any:
+        return kmeans.sim_func(a, b).max(dim=-1)
+
+    # Its own first tries by an allocation, in each iteration, whether the GPU has room for as many
+    # bytes as there are images times clusters times features: ten gigabytes for 20 classes of
+    # CIFAR-100. What it then needs is images times clusters.
+    kmeans.max_sim = nearest
+    return kmeans
+
+
+def _members(features: Tensor, centres: Tensor, iterations: int) -> Tensor:
+    """The cluster of each image, ``[sets, count]``, of features ``[sets, count, features]``."""
+    kmeans = _kmeans(centres, max_iter=iterations, tol=_AT_REST)
     # It makes tensors on the current GPU, whichever that is.
     with torch.cuda.device(features.device if features.is_cuda else -1):
         member: Tensor = kmeans.fit_predict(features)
@@ -337,10 +352,7 @@ def _course(features: Tensor, centres: Tensor, moved: Tensor) -> list[Tensor]:
         centres: Where they start, ``[sets, clusters, features]``.
         moved: For each iteration, to be filled with how far the centres moved: the sum of squares.
     """
-    from fast_pytorch_kmeans import MultiKMeans
-
-    kmeans = MultiKMeans(n_clusters=centres.shape[1], max_iter=1)
-    kmeans.centroids = centres
+    kmeans = _kmeans(centres, max_iter=1)
     course: list[Tensor] = []
     for iteration in range(len(moved)):
         before = kmeans.centroids

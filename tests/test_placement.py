@@ -137,8 +137,8 @@ def test_a_gpu_condenses_what_is_on_the_host():
         assert buffer.memory.device.type == expected
         generator = torch.Generator(device="cuda").manual_seed(0)
         assert all(t.device.type == "cuda" for t in buffer.memory.sample(3, generator=generator))
-    one, other = (buffer.memory.exemplars.pixels.cpu() for buffer in buffers)
-    assert torch.equal(one, other)
+    one, other = (buffer.memory.exemplars.pixels.cpu().int() for buffer in buffers)
+    assert (one - other).abs().max() <= 1  # a GPU adds up in no fixed order
 
 
 @pytest.mark.parametrize("resident", [None, 1, "yes"])

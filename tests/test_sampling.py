@@ -8,6 +8,7 @@ from dc_replay.sampling import (
     RealImages,
     Representative,
     Uniform,
+    _kmeans,
     fill,
     nearest_in_each,
     nearest_to_centres,
@@ -177,6 +178,19 @@ def test_nearest_to_centres_equals_a_loop_over_the_same_clusters(
         assert found.tolist() == slow_nearest(features, member.tolist(), clusters)
         assert len(set(found.tolist())) == len(found) <= clusters
         assert found.dtype == torch.int64
+
+
+def test_no_allocation_is_tried_and_the_clusters_are_the_librarys(monkeypatch):
+    features = torch.randn(3, 40, 5, generator=seeded())
+    centres = features[:, :6].clone()
+    library = fast_pytorch_kmeans.MultiKMeans(n_clusters=6, max_iter=4)
+    library.centroids = centres.clone()
+    expected = library.fit_predict(features)
+    # What tries whether thousands of times the memory would be there.
+    monkeypatch.setitem(type(library).max_sim.__globals__, "find_optimal_splits", None)
+    ours = _kmeans(centres.clone(), max_iter=4)
+    assert torch.equal(ours.fit_predict(features), expected)
+    assert torch.equal(ours.centroids, library.centroids)
 
 
 def test_classes_of_one_size_are_clustered_together_and_others_apart(device):
