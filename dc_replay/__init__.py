@@ -9,22 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dc_replay.adjustment import LogitAdjustmentPlugin
+    from dc_replay.augment import augmentation
     from dc_replay.budgets import Budget, ImagesPerClass, Smallest, TotalBytes, TotalImages
     from dc_replay.buffer import CondensedBuffer
     from dc_replay.condense import Condensed, Condenser
+    from dc_replay.distillation import DistillationPlugin
     from dc_replay.errors import ArgumentError, DCReplayError, DivergedError, MemoryFileError
     from dc_replay.exemplars import Exemplars
     from dc_replay.formation import Formation
+    from dc_replay.match_storage import MatchStoragePlugin
     from dc_replay.memory import ExemplarMemory
+    from dc_replay.memory_only import MemoryOnlyPlugin
     from dc_replay.multisize import Multisize
+    from dc_replay.networks import convnet_for
+    from dc_replay.objectives import BidirectionalMatching, FeatureMatching, GradientMatching
     from dc_replay.optimisation import OnReal, OnSynthetic, PixelStep
     from dc_replay.pixels import Normalization
-    from dc_replay.plugin import (
-        CondensedReplayPlugin,
-        DistillationPlugin,
-        MatchStoragePlugin,
-        MemoryOnlyPlugin,
-    )
+    from dc_replay.plugin import CondensedReplayPlugin
     from dc_replay.recipes import (
         RECIPES,
         dc,
@@ -42,28 +43,32 @@ if TYPE_CHECKING:
         representative,
     )
     from dc_replay.resident import DeviceResident
+    from dc_replay.sampling import Uniform
+    from dc_replay.selection import RandomImages
     from dc_replay.subsets import SubsetMatching
+    from dc_replay.training import NetworkTraining
 
 __version__ = "0.1.0"
 
 _NAMES = {
     "adjustment": ("LogitAdjustmentPlugin",),
+    "augment": ("augmentation",),
     "budgets": ("Budget", "ImagesPerClass", "Smallest", "TotalBytes", "TotalImages"),
     "buffer": ("CondensedBuffer",),
     "condense": ("Condensed", "Condenser"),
+    "distillation": ("DistillationPlugin",),
     "errors": ("ArgumentError", "DCReplayError", "DivergedError", "MemoryFileError"),
     "exemplars": ("Exemplars",),
     "formation": ("Formation",),
+    "match_storage": ("MatchStoragePlugin",),
     "memory": ("ExemplarMemory",),
+    "memory_only": ("MemoryOnlyPlugin",),
     "multisize": ("Multisize",),
+    "networks": ("convnet_for",),
+    "objectives": ("BidirectionalMatching", "FeatureMatching", "GradientMatching"),
     "optimisation": ("OnReal", "OnSynthetic", "PixelStep"),
     "pixels": ("Normalization",),
-    "plugin": (
-        "CondensedReplayPlugin",
-        "DistillationPlugin",
-        "MatchStoragePlugin",
-        "MemoryOnlyPlugin",
-    ),
+    "plugin": ("CondensedReplayPlugin",),
     "recipes": (
         "RECIPES",
         "dc",
@@ -81,13 +86,17 @@ _NAMES = {
         "representative",
     ),
     "resident": ("DeviceResident",),
+    "sampling": ("Uniform",),
+    "selection": ("RandomImages",),
     "subsets": ("SubsetMatching",),
+    "training": ("NetworkTraining",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "RECIPES",
     "ArgumentError",
+    "BidirectionalMatching",
     "Budget",
     "Condensed",
     "CondensedBuffer",
@@ -99,21 +108,28 @@ __all__ = [
     "DivergedError",
     "ExemplarMemory",
     "Exemplars",
+    "FeatureMatching",
     "Formation",
+    "GradientMatching",
     "ImagesPerClass",
     "LogitAdjustmentPlugin",
     "MatchStoragePlugin",
     "MemoryFileError",
     "MemoryOnlyPlugin",
     "Multisize",
+    "NetworkTraining",
     "Normalization",
     "OnReal",
     "OnSynthetic",
     "PixelStep",
+    "RandomImages",
     "Smallest",
     "SubsetMatching",
     "TotalBytes",
     "TotalImages",
+    "Uniform",
+    "augmentation",
+    "convnet_for",
     "dc",
     "dm",
     "dream",

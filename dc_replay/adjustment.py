@@ -53,7 +53,8 @@ class LogitAdjustmentPlugin(SupervisedPlugin[Any], supports_distributed=True):
 
     For a classifier with one column per class label, and strategies whose loss is the criterion of
     ``strategy.mb_output`` and integer labels. It comes before the plugins that add to the loss,
-    such as :class:`~dc_replay.plugin.DistillationPlugin`, which are to see the logits as they are.
+    such as :class:`~dc_replay.distillation.DistillationPlugin`, which are to see the logits as they
+    are.
 
     Source: the logit adjusted loss of Menon et al., "Long-tail Learning via Logit Adjustment", ICLR
     2021; with a weight of 1 also the balanced softmax of Ren et al., "Balanced Meta-Softmax for

@@ -8,26 +8,21 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
-from avalanche.benchmarks.utils.classification_dataset import (
-    ClassificationDataset,
-    TaskAwareSupervisedClassificationDataset,
-)
-from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.training.storage_policy import ExemplarsBuffer
 from avalanche.training.supervised.er_aml import ER_AML
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from dc_replay._checks import path_of, whole
 from dc_replay.budgets import Budget, Smallest, TotalImages
 from dc_replay.checkpoints import fingerprint
 from dc_replay.condense import Condensed, Condenser
+from dc_replay.decoded_view import ClassGroup, DecodedView
 from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.exemplar_augment import check_transform, training_changes, warn_of
 from dc_replay.exemplars import Exemplars
@@ -40,24 +35,12 @@ from dc_replay.experiences import (
     glance,
     several_tasks,
 )
-from dc_replay.formation import Formation
 from dc_replay.identity import identity
 from dc_replay.memory import ExemplarMemory
-from dc_replay.pixels import Normalization, in_type, quantise
+from dc_replay.pixels import Normalization, quantise
 from dc_replay.placement import Resident, check_resident, home
 from dc_replay.random_changes import RandomChanges, torchvision_transform
 from dc_replay.randomness import Purpose, check_seed, stream
-
-
-@dataclass(frozen=True, eq=False)
-class ClassGroup:
-    """One class's part of a buffer, the way Avalanche's grouped buffers present it.
-
-    Attributes:
-        buffer: The decoded images of the class.
-    """
-
-    buffer: AvalancheDataset[Any]
 
 
 class CondensedBuffer(ExemplarsBuffer):
@@ -175,7 +158,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self._items: Items | None = None
         # Those by the training transforms of the last experience that was remembered.
         self._training: RandomChanges | None = None
-        self._view: _View | None = None
+        self._view: DecodedView | None = None
         # The last experience of a strategy, and how many it had been trained on before.
         self._remembered: tuple[weakref.ref[Any], Any] | None = None
 
@@ -517,38 +500,20 @@ class CondensedBuffer(ExemplarsBuffer):
             memory.normalization = before
             raise
 
-    def _current(self) -> _View:
+    def _current(self) -> DecodedView:
         exemplars = self._memory.exemplars
         if self._view is None or self._view.exemplars is not exemplars:
-            self._view = self._make_view(exemplars)
+            self._view = DecodedView()
+            if exemplars is not None:
+                self._view = DecodedView.of(
+                    exemplars,
+                    self._memory.formation,
+                    self._memory.normalization,
+                    items=self._items or Items(),
+                    tasks=self.task_labels if self.carries_tasks else None,
+                    transform=self._transform(exemplars.pixels.shape[1:]),
+                )
         return self._view
-
-    def _make_view(self, exemplars: Exemplars | None) -> _View:
-        if exemplars is None:
-            return _View(None, AvalancheDataset([]), {})
-        decoded = _DecodedImages(
-            exemplars.to("cpu"),
-            self._memory.formation,
-            self._memory.normalization,
-            items=self._items or Items(),
-        )
-        dataset = self._make_dataset(decoded)
-        groups, start = {}, 0
-        for label, count in exemplars.counts.items():
-            end = start + count * self._memory.formation.images_per_stored
-            groups[label] = ClassGroup(dataset.subset(list(range(start, end))))
-            start = end
-        return _View(exemplars, dataset, groups)
-
-    def _make_dataset(self, decoded: _DecodedImages) -> Any:
-        attributes: list[Any] = [DataAttribute(decoded.labels.tolist(), "targets")]
-        make: Any = ClassificationDataset
-        if self.carries_tasks:
-            tasks = self.task_labels(decoded.labels).tolist()
-            attributes.append(DataAttribute(tasks, "targets_task_labels", use_in_getitem=True))
-            make = TaskAwareSupervisedClassificationDataset
-        groups = {"train": (self._transform(decoded), None), "eval": (None, None)}
-        return make([decoded], data_attributes=attributes, transform_groups=groups)
 
     def _take_form(self, items: Items, training: RandomChanges | None) -> None:
         """Give items of the buffer the form of an experience's, and its random changes."""
@@ -563,7 +528,7 @@ class CondensedBuffer(ExemplarsBuffer):
         training = dataset.train() if hasattr(dataset, "train") else dataset
         return self.changes_of(training, shape, device=device)
 
-    def _transform(self, decoded: _DecodedImages) -> Callable[[Tensor], Tensor] | None:
+    def _transform(self, image_shape: tuple[int, ...]) -> Callable[[Tensor], Tensor] | None:
         """What an image is changed by when it is trained on."""
         if self.augment is None or callable(self.augment):
             return self.augment
@@ -577,47 +542,8 @@ class CondensedBuffer(ExemplarsBuffer):
             return None
         changes, left_out = self._training
         warn_of(left_out, "a transform of an image that is normalised")
-        height, width = decoded.pixels.shape[2:]
+        _, height, width = image_shape
         return torchvision_transform(changes, (height, width)) if changes else None
-
-
-@dataclass(frozen=True, eq=False)
-class _View:
-    exemplars: Exemplars | None
-    dataset: AvalancheDataset[Any]
-    groups: dict[int, ClassGroup]
-
-
-class _DecodedImages(Dataset[tuple[Tensor, "int | Tensor"]]):
-    """Decodes one image at a time, so that nothing but the stored bytes is held."""
-
-    def __init__(
-        self,
-        exemplars: Exemplars,
-        formation: Formation,
-        normalization: Normalization | None,
-        *,
-        items: Items,
-    ) -> None:
-        self.pixels = exemplars.pixels
-        self.labels = exemplars.labels.repeat_interleave(formation.images_per_stored)
-        self.formation = formation
-        self.normalization = normalization
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
-        place, crop = divmod(index, self.formation.images_per_stored)
-        # One stored image, because a factor that does not divide it pads all that it is given.
-        stored = self.pixels[place : place + 1]
-        decoded = self.formation.decode_at(stored, torch.tensor([crop]))
-        if self.normalization is not None:
-            decoded = self.normalization.apply(decoded)
-        label = self.labels[index]
-        image = in_type(decoded[0], self.items.dtype)
-        return image, label.clone() if self.items.tensor_labels else int(label)
 
 
 _DISTANCES = 256

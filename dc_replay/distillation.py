@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from torch import Tensor
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.distributed import DistributedHelper
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dc_replay._checks import check_number
+from dc_replay.adjustment import check_logits, check_one_head
 from dc_replay.errors import ArgumentError
+from dc_replay.experiences import classes_of
 
 
 def distillation_loss(
@@ -46,7 +53,7 @@ def distillation_loss(
             f"`new_logits` has shape {list(new_logits.shape)} and `old_logits` "
             f"{list(old_logits.shape)}; expected [batch, classes] of the same batch"
         )
-    check_temperature(temperature)
+    check_number("temperature", temperature, above=True)
     chosen = list(range(old_logits.shape[1])) if columns is None else list(columns)
     width = min(new_logits.shape[1], old_logits.shape[1])
     if not chosen or min(chosen) < 0 or max(chosen) >= width:
@@ -59,6 +66,69 @@ def distillation_loss(
     return F.kl_div(new, old, reduction="batchmean") * temperature**2
 
 
-def check_temperature(temperature: float) -> None:
-    """Raise an ArgumentError unless it is above 0 and finite."""
-    check_number("temperature", temperature, above=True)
+class DistillationPlugin(SupervisedPlugin[Any], supports_distributed=True):
+    """Holds the logits of earlier classes near those of the model after the experience before.
+
+    Adds ``weight`` times :func:`distillation_loss` to the loss of every
+    mini-batch, whatever other plugins have put into it. The earlier model is a copy in evaluation
+    mode; its classes are those of all experiences up to then. For a classifier with one column per
+    class label, which may grow in between, such as ``IncrementalClassifier``.
+
+    Args:
+        weight: At least 0.
+        temperature: Above 0.
+
+    Raises:
+        ArgumentError: If an argument is out of range.
+    """
+
+    def __init__(self, *, weight: float = 1.0, temperature: float = 2.0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        check_number("weight", weight)
+        check_number("temperature", temperature, above=True)
+        self.weight = weight
+        self.temperature = temperature
+        self.columns: tuple[int, ...] = ()
+        self.teacher: nn.Module | None = None
+
+    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Refuse models whose columns do not stand for class labels.
+
+        Raises:
+            ArgumentError: If the model has a head for each task.
+        """
+        check_one_head(
+            strategy.model,
+            "distillation here needs one column per class; use Avalanche's LwFPlugin",
+        )
+
+    def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Add the loss.
+
+        Raises:
+            ArgumentError: If the model returns anything but a tensor of logits.
+        """
+        check_logits(strategy.mb_output)
+        if self.teacher is None:
+            return
+        with torch.no_grad():
+            old = self.teacher(strategy.mb_x)
+        loss = distillation_loss(
+            strategy.mb_output, old, temperature=self.temperature, columns=self.columns
+        )
+        strategy.loss = strategy.loss + self.weight * loss
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Keep a frozen copy of the model, and note the classes that it has learned."""
+        self.hold(strategy.model, {*self.columns, *classes_of(strategy.experience)})
+
+    def hold(self, model: nn.Module, classes: Iterable[int]) -> None:
+        """Distil from a frozen copy of this model from now on, for example of one from a file.
+
+        Args:
+            model: As it was after the experience before, on the device of the training to come.
+            classes: The labels that it has learned.
+        """
+        self.columns = tuple(sorted(classes))
+        unwrapped = DistributedHelper.unwrap_model(model)
+        self.teacher = copy.deepcopy(unwrapped).eval().requires_grad_(False)

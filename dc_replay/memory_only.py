@@ -35,7 +35,7 @@ class MemoryOnlyPlugin(SupervisedPlugin[Any], supports_distributed=True):
 
     An epoch goes through the decoded images of all classes so far in random order. This is the
     protocol of IDC's continual-learning experiment; see
-    :class:`~dc_replay.plugin.DistillationPlugin` for its second loss.
+    :class:`~dc_replay.distillation.DistillationPlugin` for its second loss.
 
     In distributed training all processes condense together, and each goes through a part of the
     epoch of its own, as with Avalanche's loaders.

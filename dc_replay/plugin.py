@@ -1,25 +1,22 @@
-"""Replay of a condensed memory without a data loader, and distillation from earlier models."""
+"""Replay of a condensed memory without a data loader."""
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.distributed import DistributedHelper
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from dc_replay._checks import check_number, whole
-from dc_replay.adjustment import check_logits, check_one_head
 from dc_replay.budgets import Budget
 from dc_replay.buffer import CondensedBuffer
 from dc_replay.condense import Condenser
-from dc_replay.distillation import check_temperature, distillation_loss
 from dc_replay.errors import ArgumentError
 from dc_replay.exemplar_augment import (
     ExemplarAugment,
@@ -27,22 +24,13 @@ from dc_replay.exemplar_augment import (
     augment_for,
     check_exemplar_augment,
 )
-from dc_replay.experiences import classes_of
-from dc_replay.match_storage import MatchStoragePlugin, check_labels, on_numbers
+from dc_replay.match_storage import check_labels, on_numbers
 from dc_replay.memory import ExemplarMemory
-from dc_replay.memory_only import MemoryOnlyPlugin
 from dc_replay.pixels import Normalization, in_type
 from dc_replay.placement import Resident
 from dc_replay.random_changes import RandomChanges
 from dc_replay.randomness import Purpose, stream
 from dc_replay.transforms import Crop, Flip, some_changed
-
-__all__ = [
-    "CondensedReplayPlugin",
-    "DistillationPlugin",
-    "MatchStoragePlugin",
-    "MemoryOnlyPlugin",
-]
 
 
 class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
@@ -249,74 +237,6 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         # A checkpoint takes neither a generator in flight nor a function of this experience.
         self._generator = self._augment = None
         self.buffer.remember_once(strategy)
-
-
-class DistillationPlugin(SupervisedPlugin[Any], supports_distributed=True):
-    """Holds the logits of earlier classes near those of the model after the experience before.
-
-    Adds ``weight`` times :func:`~dc_replay.distillation.distillation_loss` to the loss of every
-    mini-batch, whatever other plugins have put into it. The earlier model is a copy in evaluation
-    mode; its classes are those of all experiences up to then. For a classifier with one column per
-    class label, which may grow in between, such as ``IncrementalClassifier``.
-
-    Args:
-        weight: At least 0.
-        temperature: Above 0.
-
-    Raises:
-        ArgumentError: If an argument is out of range.
-    """
-
-    def __init__(self, *, weight: float = 1.0, temperature: float = 2.0) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        check_number("weight", weight)
-        check_temperature(temperature)
-        self.weight = weight
-        self.temperature = temperature
-        self.columns: tuple[int, ...] = ()
-        self.teacher: nn.Module | None = None
-
-    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Refuse models whose columns do not stand for class labels.
-
-        Raises:
-            ArgumentError: If the model has a head for each task.
-        """
-        check_one_head(
-            strategy.model,
-            "distillation here needs one column per class; use Avalanche's LwFPlugin",
-        )
-
-    def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Add the loss.
-
-        Raises:
-            ArgumentError: If the model returns anything but a tensor of logits.
-        """
-        check_logits(strategy.mb_output)
-        if self.teacher is None:
-            return
-        with torch.no_grad():
-            old = self.teacher(strategy.mb_x)
-        loss = distillation_loss(
-            strategy.mb_output, old, temperature=self.temperature, columns=self.columns
-        )
-        strategy.loss = strategy.loss + self.weight * loss
-
-    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Keep a frozen copy of the model, and note the classes that it has learned."""
-        self.hold(strategy.model, {*self.columns, *classes_of(strategy.experience)})
-
-    def hold(self, model: nn.Module, classes: Iterable[int]) -> None:
-        """Distil from a frozen copy of this model from now on, for example of one from a file.
-
-        Args:
-            model: As it was after the experience before, on the device of the training to come.
-            classes: The labels that it has learned.
-        """
-        self.columns = tuple(sorted(classes))
-        unwrapped = DistributedHelper.unwrap_model(model)
-        self.teacher = copy.deepcopy(unwrapped).eval().requires_grad_(False)
 
 
 def _check_batch(batch: list[Tensor], image_shape: tuple[int, ...]) -> None:

@@ -15,8 +15,8 @@ from torch.utils.data import TensorDataset
 
 from dc_replay import LogitAdjustmentPlugin
 from dc_replay.adjustment import log_prior
+from dc_replay.distillation import DistillationPlugin
 from dc_replay.errors import ArgumentError
-from dc_replay.plugin import DistillationPlugin
 
 
 def stream(counts, *, experiences=1, spread=1.0):

@@ -49,10 +49,12 @@ from torchvision.transforms import v2
 from dc_replay import LogitAdjustmentPlugin, recipes
 from dc_replay.budgets import ImagesPerClass, TotalImages
 from dc_replay.buffer import CondensedBuffer
+from dc_replay.distillation import DistillationPlugin
 from dc_replay.errors import ArgumentError
 from dc_replay.formation import Formation
+from dc_replay.match_storage import MatchStoragePlugin
 from dc_replay.networks import convnet_for
-from dc_replay.plugin import CondensedReplayPlugin, DistillationPlugin, MatchStoragePlugin
+from dc_replay.plugin import CondensedReplayPlugin
 
 # Warnings that point into Avalanche are its own to mend.
 pytestmark = pytest.mark.filterwarnings("ignore:::avalanche")

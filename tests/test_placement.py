@@ -12,10 +12,11 @@ from dc_replay.errors import ArgumentError
 from dc_replay.exemplars import Exemplars
 from dc_replay.formation import Formation
 from dc_replay.memory import _brought_over, shown_at
+from dc_replay.memory_only import MemoryOnlyPlugin
 from dc_replay.multisize import Multisize
 from dc_replay.networks import convnet_for
 from dc_replay.placement import HostImages, home
-from dc_replay.plugin import CondensedReplayPlugin, MemoryOnlyPlugin
+from dc_replay.plugin import CondensedReplayPlugin
 from dc_replay.sampling import Representative
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

@@ -33,13 +33,14 @@ from dc_replay import _progress, recipes
 from dc_replay.adjustment import LogitAdjustmentPlugin
 from dc_replay.budgets import ImagesPerClass, TotalImages
 from dc_replay.buffer import CondensedBuffer
-from dc_replay.distillation import distillation_loss
+from dc_replay.distillation import DistillationPlugin, distillation_loss
 from dc_replay.errors import ArgumentError
 from dc_replay.formation import Formation
 from dc_replay.memory import ExemplarMemory
+from dc_replay.memory_only import MemoryOnlyPlugin
 from dc_replay.networks import convnet_for
 from dc_replay.pixels import Normalization
-from dc_replay.plugin import CondensedReplayPlugin, DistillationPlugin, MemoryOnlyPlugin
+from dc_replay.plugin import CondensedReplayPlugin
 
 SIDE = 8
 NETWORK = convnet_for((3, SIDE, SIDE), width=8)

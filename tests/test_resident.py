@@ -20,8 +20,9 @@ from dc_replay import recipes
 from dc_replay.budgets import ImagesPerClass
 from dc_replay.errors import ArgumentError
 from dc_replay.experiences import ExperienceImages, Items
+from dc_replay.memory_only import MemoryOnlyPlugin
 from dc_replay.pixels import Normalization
-from dc_replay.plugin import CondensedReplayPlugin, MemoryOnlyPlugin
+from dc_replay.plugin import CondensedReplayPlugin
 from dc_replay.resident import DeviceResident, ResidentLoader
 
 SIDE = 8

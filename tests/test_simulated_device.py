@@ -17,21 +17,19 @@ from dc_replay.adjustment import LogitAdjustmentPlugin
 from dc_replay.augment import augmentation
 from dc_replay.budgets import ImagesPerClass
 from dc_replay.buffer import CondensedBuffer
+from dc_replay.distillation import DistillationPlugin
 from dc_replay.exemplars import Exemplars
 from dc_replay.formation import Formation
+from dc_replay.match_storage import MatchStoragePlugin
 from dc_replay.matching import ClassBatch, Launches
 from dc_replay.memory import ExemplarMemory
+from dc_replay.memory_only import MemoryOnlyPlugin
 from dc_replay.multisize import Multisize
 from dc_replay.networks import ConvNet, convnet_for
 from dc_replay.objectives import Matched
 from dc_replay.optimisation import OnSynthetic
 from dc_replay.pixels import Normalization
-from dc_replay.plugin import (
-    CondensedReplayPlugin,
-    DistillationPlugin,
-    MatchStoragePlugin,
-    MemoryOnlyPlugin,
-)
+from dc_replay.plugin import CondensedReplayPlugin
 from dc_replay.resident import DeviceResident
 from dc_replay.sampling import Representative
 from dc_replay.subsets import SubsetMatching
