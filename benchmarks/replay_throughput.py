@@ -46,9 +46,9 @@ from benchmarks.tables import Table, text_table
 from benchmarks.timing import Threshold, failures, ratio, wait_for
 from benchmarks.workload import Missed, Place, at_least_1, command_line, names
 from dc_replay import CondensedReplayPlugin, DeviceResident, ExemplarMemory, ImagesPerClass, random
+from dc_replay.batch_changes import cropped, flipped
 from dc_replay.errors import ArgumentError
 from dc_replay.pixels import Normalization
-from dc_replay.transforms import cropped, flipped
 
 BARE = "bare tensors"
 SOURCES = ("tensors", "PIL")

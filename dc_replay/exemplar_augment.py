@@ -11,10 +11,10 @@ import torch
 from torch import Generator, Tensor
 from torchvision.transforms import v2
 
+from dc_replay.batch_changes import Flip, value_changes
 from dc_replay.errors import ArgumentError
 from dc_replay.random_changes import RandomChanges, random_changes
 from dc_replay.randomness import isolated
-from dc_replay.transforms import Flip, value_changes
 
 ImageAugment = Callable[[Tensor, Generator], Tensor]
 """Changes normalised images ``[batch, channels, height, width]``, keeping their shape."""

@@ -11,11 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor
 
-from dc_replay.errors import ArgumentError
-from dc_replay.pixels import Normalization, check_normalization, quantise
-from dc_replay.placement import Resident, home
-from dc_replay.randomness import isolated
-from dc_replay.transform_paths import (
+from dc_replay.dataset_transforms import (
     NORMALIZE,
     Path,
     floats,
@@ -23,6 +19,10 @@ from dc_replay.transform_paths import (
     paths,
     random_when_evaluating,
 )
+from dc_replay.errors import ArgumentError
+from dc_replay.pixels import Normalization, check_normalization, quantise
+from dc_replay.placement import Resident, home
+from dc_replay.randomness import isolated
 
 _CHUNK = 256
 _HALF_STEP = 0.5 / 255

@@ -14,6 +14,7 @@ from avalanche.distributed import DistributedHelper
 from torch import Generator, Tensor
 
 from dc_replay._checks import check_number, whole
+from dc_replay.batch_changes import Crop, Flip, some_changed
 from dc_replay.budgets import Budget
 from dc_replay.buffer import CondensedBuffer
 from dc_replay.condense import Condenser
@@ -30,7 +31,6 @@ from dc_replay.pixels import Normalization, in_type
 from dc_replay.placement import Resident
 from dc_replay.random_changes import RandomChanges
 from dc_replay.randomness import Purpose, stream
-from dc_replay.transforms import Crop, Flip, some_changed
 
 
 class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):

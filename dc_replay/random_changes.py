@@ -18,7 +18,8 @@ from torchvision import transforms as v1
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dc_replay.transform_paths import (
+from dc_replay.batch_changes import Crop, Flip
+from dc_replay.dataset_transforms import (
     CROPS,
     FLIPS,
     NORMALIZE,
@@ -34,7 +35,6 @@ from dc_replay.transform_paths import (
     training_paths,
     type_and_size,
 )
-from dc_replay.transforms import Crop, Flip
 
 
 class RandomChanges(NamedTuple):

@@ -15,13 +15,13 @@ from avalanche.training.plugins import ReplayPlugin
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
+from dc_replay.batch_changes import BatchTransforms
 from dc_replay.errors import ArgumentError
 from dc_replay.exemplar_augment import ExemplarAugment, ImageAugment, check_exemplar_augment
 from dc_replay.experiences import ExperienceImages, gather
 from dc_replay.pixels import Normalization, Scale, check_normalization
 from dc_replay.randomness import Purpose, check_seed, isolated, stream
-from dc_replay.training_transforms import training_transforms
-from dc_replay.transforms import BatchTransforms
+from dc_replay.resident_transforms import training_transforms
 
 
 class DeviceResident(SupervisedPlugin[Any]):

@@ -21,9 +21,9 @@ from dc_replay import (
     MemoryOnlyPlugin,
     recipes,
 )
+from dc_replay.batch_changes import value_changes
 from dc_replay.exemplar_augment import training_changes
 from dc_replay.random_changes import random_changes
-from dc_replay.transforms import value_changes
 
 SIDE = 8
 NORMALIZE = v2.Normalize((0.5, 0.4, 0.3), (0.2, 0.25, 0.4))

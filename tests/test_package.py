@@ -1,4 +1,5 @@
 import importlib.metadata
+import re
 import subprocess
 import sys
 import tomllib
@@ -117,3 +118,12 @@ def test_the_wheel_says_what_it_is_and_needs(wheel):
     assert metadata["Requires-Python"] == ">=3.11"
     needs = {need for need in metadata.get_all("Requires-Dist") if "extra ==" not in need}
     assert len(needs) == len(PROJECT["dependencies"])
+
+
+def test_contributors_are_told_what_each_module_is_for():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    places = text[text.index("## Where things are") : text.index("## What the checks")]
+    named = set(re.findall(r"`(\w+)`", places))
+    modules = {path.stem for path in (ROOT / "dc_replay").glob("*.py")} - {"__init__"}
+    assert modules <= named
+    assert named - modules == {"benchmarks", "strategies", "dc_replay"}

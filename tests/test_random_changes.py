@@ -12,10 +12,10 @@ from torchvision import transforms as v1
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from dc_replay.batch_changes import Crop, Flip, value_changes
+from dc_replay.dataset_transforms import random_when_evaluating
 from dc_replay.experiences import gather
 from dc_replay.random_changes import random_changes
-from dc_replay.transform_paths import random_when_evaluating
-from dc_replay.transforms import Crop, Flip, value_changes
 
 SIDE = 8
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.4)

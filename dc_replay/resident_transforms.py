@@ -1,4 +1,4 @@
-"""What a dataset does to images when training, found among torchvision's transforms."""
+"""Training transforms of a dataset that `resident` can do on batches as torchvision does them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from dc_replay.errors import ArgumentError
-from dc_replay.transform_paths import (
+from dc_replay.batch_changes import Crop, Flip, TrainingTransforms
+from dc_replay.dataset_transforms import (
     CROPS,
     FLIPS,
     NORMALIZE,
@@ -26,7 +26,7 @@ from dc_replay.transform_paths import (
     training_paths,
     type_and_size,
 )
-from dc_replay.transforms import Crop, Flip, TrainingTransforms
+from dc_replay.errors import ArgumentError
 
 
 def training_transforms(dataset: Any) -> TrainingTransforms:

@@ -2,8 +2,15 @@ import pytest
 import torch
 from torchvision.transforms import functional as F
 
+from dc_replay.batch_changes import (
+    BatchTransforms,
+    Crop,
+    Flip,
+    TrainingTransforms,
+    cropped,
+    flipped,
+)
 from dc_replay.pixels import Normalization
-from dc_replay.transforms import BatchTransforms, Crop, Flip, TrainingTransforms, cropped, flipped
 
 HEIGHT, WIDTH = 5, 7
 NORMALIZATION = Normalization((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))

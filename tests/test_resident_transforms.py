@@ -9,11 +9,11 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
+from dc_replay.batch_changes import BatchTransforms, Crop, Flip
 from dc_replay.errors import ArgumentError
 from dc_replay.experiences import gather
 from dc_replay.random_changes import torchvision_transform
-from dc_replay.training_transforms import training_transforms
-from dc_replay.transforms import BatchTransforms, Crop, Flip
+from dc_replay.resident_transforms import training_transforms
 
 SIZE = (3, 4)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
