@@ -136,7 +136,8 @@ def _training_explanation(rows: Sequence[Row], settings: Mapping[str, Any]) -> s
     runs = len({row["run"] for row in rows})
     return (
         f"{rows[-1]['data']}, {settings['classes'] or 'all'} classes: accuracy in percent of fresh "
-        f"networks trained on condensed sets; {_seeds(rows)} and {runs} networks for each. Every "
+        f"networks trained on condensed sets; {_seeds(rows)} and "
+        f"{'one network' if runs == 1 else f'{runs} networks'} for each. Every "
         f"network is trained for {settings['set_steps']:,} gradient steps with the same "
         f"augmentation."
     )
