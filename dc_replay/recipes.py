@@ -106,13 +106,18 @@ def forgetting(
 
 
 def representative(
-    *, factor: int = 2, compression: int = 1, network: NetworkFactory | None = None
+    *,
+    factor: int = 2,
+    compression: int = 1,
+    network: NetworkFactory | None = None,
+    epochs: int = 1,
 ) -> Condenser:
     """Images nearest to the centres of k-means clusters, packed, and not optimised.
 
-    This is where DREAM starts from, and so what its optimisation must beat.
+    This is where DREAM starts from, and so what its optimisation must beat. ``epochs`` as for
+    :func:`herding`; 1 is DREAM's.
     """
-    return _selecting("representative", ClusterCentres(), factor, compression, network)
+    return _selecting("representative", ClusterCentres(epochs), factor, compression, network)
 
 
 def _published_loops(ipc: int) -> tuple[int, int]:

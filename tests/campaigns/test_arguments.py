@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dc_replay import (
+    BidirectionalMatching,
     CondensedBuffer,
     CondensedReplayPlugin,
     DeviceResident,
@@ -25,10 +26,12 @@ from dc_replay import (
     ExemplarMemory,
     Exemplars,
     Formation,
+    GradientMatching,
     ImagesPerClass,
     LogitAdjustmentPlugin,
     MemoryOnlyPlugin,
     Multisize,
+    NetworkTraining,
     Normalization,
     OnReal,
     OnSynthetic,
@@ -37,11 +40,14 @@ from dc_replay import (
     SubsetMatching,
     TotalBytes,
     TotalImages,
+    Uniform,
     recipes,
 )
+from dc_replay.augment import Color, Crop, CutMix, Cutout, Flip, Rotate, Scale
 from dc_replay.errors import MemoryFileError
 from dc_replay.experiences import gather
 from dc_replay.networks import convnet_for
+from dc_replay.sampling import Representative
 
 CAMPAIGN, SLOW = settings.get_profile("campaign"), settings.get_profile("slow campaign")
 # With pytest's settings here a warning of the package's would be an exception of another kind.
@@ -372,6 +378,7 @@ ARGUMENTS = {
     "dsa.ipc": (named(recipes.dsa, "ipc"), whole(1)),
     "herding.epochs": (named(recipes.herding, "epochs"), whole(0)),
     "k_center.epochs": (named(recipes.k_center, "epochs"), whole(0)),
+    "representative.epochs": (named(recipes.representative, "epochs"), whole(0)),
     "forgetting.epochs": (named(recipes.forgetting, "epochs"), whole(2)),
     "recipe.name": (recipes.recipe, never),
     "network": (
@@ -389,6 +396,26 @@ ARGUMENTS = {
     ),
     "PixelStep.final": (named(step, "final"), number(0, 1)),
     "OnReal.images": (OnReal, whole(1)),
+    "Uniform.batch": (Uniform, whole(1)),
+    "Representative.batch": (Representative, whole(1)),
+    "Representative.every": (named(Representative, "every"), whole(1)),
+    "GradientMatching.error": (GradientMatching, callable),
+    "BidirectionalMatching.gradient": (BidirectionalMatching, one_of(GradientMatching)),
+    "BidirectionalMatching.weight": (named(BidirectionalMatching, "weight"), number(0)),
+    "NetworkTraining.lr": (named(NetworkTraining, "lr"), number(0, open=True)),
+    "NetworkTraining.momentum": (named(NetworkTraining, "momentum"), number(0)),
+    "NetworkTraining.weight_decay": (named(NetworkTraining, "weight_decay"), number(0)),
+    "NetworkTraining.batch": (named(NetworkTraining, "batch"), whole(1)),
+    "NetworkTraining.cutmix": (named(NetworkTraining, "cutmix"), number(0, 1)),
+    "Flip.probability": (Flip, number(0, 1)),
+    "Color.brightness": (Color, number(0)),
+    "Color.saturation": (named(Color, "saturation"), number(0)),
+    "Color.contrast": (named(Color, "contrast"), number(0)),
+    "Crop.ratio": (Crop, number(0, 1)),
+    "Scale.ratio": (Scale, number(1)),
+    "Rotate.degrees": (Rotate, number(0)),
+    "Cutout.ratio": (Cutout, number(0, 1)),
+    "CutMix.probability": (CutMix, number(0, 1)),
     "OnSynthetic.epochs": (OnSynthetic, whole(0)),
     "CondensedBuffer.condenser": (named(buffer, "condenser"), one_of(type(recipes.random()))),
     "CondensedBuffer.budget": (named(buffer, "budget"), budget),
