@@ -76,14 +76,13 @@ class CondensedBuffer(ExemplarsBuffer):
         checkpoint_dir: A folder for the state of each experience's condensation; see
             :meth:`~dc_replay.condense.Condenser.condense`. A run that died and is started again
             with the same seed goes on from there, and has the same exemplars in the end (on a GPU
-            up to rounding). The files
-            stay until you delete them. None keeps nothing.
+            up to rounding). The files stay until you delete them. None keeps nothing.
         augment: What images of :attr:`buffer` are changed by while it is set to the transforms of
             training, as Avalanche's strategies set it to train on them. ``"training"`` does the
             random flips and padded crops of the last experience's training transforms, and a
             warning names others; or a transform of single normalised images, or None for none. If
             only new images had padded borders, a network would tell them from exemplars by these,
-            and take test images, which have none, for exemplars' classes.
+            and take test images, which have none, for images of old classes.
         resident: Whether images stay on the device that computes. False keeps an experience's
             images, while it is condensed, and the memory in the host's memory, and brings over what
             a step needs; ``"auto"`` does that with either where it would take more than a quarter
@@ -279,7 +278,7 @@ class CondensedBuffer(ExemplarsBuffer):
         normalization = _normalization_of(self._memory)
         if normalization is not None:  # of as many channels
             check_range(image, normalization)
-        if not self.experiences:
+        if not self.history:  # by this object
             training = self._training_of(experience, shape, device) if len(self._memory) else None
             self._take_form(items, training)
         if self.checkpoint_dir is not None:

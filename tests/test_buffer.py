@@ -616,6 +616,7 @@ def test_a_memory_from_a_file_takes_the_form_of_an_experience_that_was_looked_at
     first.memory.save(tmp_path / "memory.safetensors")
     buffer = make_buffer(any_images(), max_size=80)
     buffer.memory = ExemplarMemory.load(tmp_path / "memory.safetensors")
+    buffer.experiences = 1
     buffer.check(stream[1], device="cpu")
     assert buffer.augments == first.augments
     one, other = buffer.buffer[0], first.buffer[0]
