@@ -57,7 +57,7 @@ def _factor(built: Condenser, settings: Preset, value: float | None) -> Condense
 
 
 def _rate(built: Condenser, settings: Preset, value: float | None) -> Condenser:
-    return replace(built, pixels=replace(built.pixels, lr=_given(value)))
+    return replace(built, pixels=replace(built.pixels, lr=_given(value), normalised=False))
 
 
 def _final(built: Condenser, settings: Preset, value: float | None) -> Condenser:
@@ -88,8 +88,8 @@ MODIFIERS: dict[str, Callable[[Condenser, Preset, float | None], Condenser]] = {
     "final": _final,
 }
 """Subset matching and its weight, multisize condensation and its period, DREAM+'s components, the
-images that share the bytes of one, the crops along its sides, and the pixels' learning rate and the
-share of it that is left at the end."""
+images that share the bytes of one, the crops along its sides, and the learning rate of pixels in
+[0, 1] and the share of it that is left at the end."""
 
 _TAKES_VALUE = ("sm", "mdc", "representative", "compress", "factor", "lr", "final")
 _FOR_ALL = ("compress", "factor")

@@ -31,7 +31,8 @@ class Preset:
         inner: Pixel steps with each; None is the published number.
         pixel_lr: Learning rate of the pixels at 10 images per class, for IDC and those after it.
         pixel_lr_unpacked: The same for IDC-I, whose images hold one each.
-        pixel_lr_features: The same for DM, at any number of images; None is the published rate.
+        pixel_lr_features: The same for DM, at any number of images; None is the published rate, as
+            it always is for DC and DSA.
         pixel_final: The share of it that is left at the end, of DM's, too.
         real_batch: Real images of a class that a step matches; None is the published number.
         subset_weight: Weight of subset matching, where a method has it.

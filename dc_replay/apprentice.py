@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -119,14 +120,7 @@ class Apprentice:
             range(epochs), desc=self.progress, unit="epoch", disable=hidden, leave=False
         )
 
-    def _train(
-        self,
-        images: Tensor | HostImages,
-        targets: Tensor,
-        *,
-        limit: int | None = None,
-        drop_last: bool = True,
-    ) -> None:
+    def _train(self, images: Tensor | HostImages, targets: Tensor, **options: Any) -> None:
         self.training.train(
             self.functions.step,
             self.parameters,
@@ -135,6 +129,5 @@ class Apprentice:
             targets,
             scale=self.real.scale,
             generator=self.generator,
-            limit=limit,
-            drop_last=drop_last,
+            **options,
         )

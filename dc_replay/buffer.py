@@ -18,7 +18,7 @@ from avalanche.training.storage_policy import ExemplarsBuffer
 from avalanche.training.supervised.er_aml import ER_AML
 from torch import Tensor
 
-from dc_replay._checks import path_of, whole
+from dc_replay._checks import integer, path_of, whole
 from dc_replay.budgets import Budget, Smallest, TotalImages
 from dc_replay.checkpoints import fingerprint
 from dc_replay.condense import Condensed, Condenser
@@ -90,8 +90,6 @@ class CondensedBuffer(ExemplarsBuffer):
 
     Attributes:
         max_size: As above.
-        experiences: How many have been remembered. What is drawn for the next one follows from it
-            and the seed, so that it is to be set where one goes on from a memory file.
         history: What condensing each experience recorded. Of the distances no more than 256 are
             kept, each the mean of as many iterations as the next, because checkpoints of a long
             stream would grow by them more than by the memory.
@@ -144,7 +142,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self.checkpoint_dir = (
             None if checkpoint_dir is None else path_of("checkpoint_dir", checkpoint_dir)
         )
-        self.experiences = 0
+        self._experiences = 0
         self.history: list[dict[str, list[Any]]] = []
         self.seconds: list[float] = []
         self.seconds_before: list[float] = []
@@ -196,6 +194,25 @@ class CondensedBuffer(ExemplarsBuffer):
         self._memory = memory
         if found is None:
             memory.normalization = given
+
+    @property
+    def experiences(self) -> int:
+        """How many experiences have been remembered; what is drawn for the next follows from it.
+
+        Set it to go on from a memory file as the process would have that wrote the file.
+
+        Raises:
+            ArgumentError: If it is set to anything but a whole number of at least 0.
+        """
+        return self._experiences
+
+    @experiences.setter
+    def experiences(self, experiences: int) -> None:
+        self._experiences = integer(experiences)
+        if self._experiences < 0:
+            raise ArgumentError(
+                f"`experiences` is {experiences!r}; pass a whole number of at least 0"
+            )
 
     @property
     def carries_tasks(self) -> bool:
@@ -313,7 +330,7 @@ class CondensedBuffer(ExemplarsBuffer):
                 stored, or the budget is below one image per class.
         """
         began = time.perf_counter()
-        device = torch.device(device)
+        device = torch.empty(0, device=device).device  # with its number, as by `check`
         generator = stream(self.seed, Purpose.CONDENSING, self.experiences, device=device)
         memory = self._memory
         gathered = gather(
@@ -350,7 +367,7 @@ class CondensedBuffer(ExemplarsBuffer):
         self.history.append(_thinned(condensed.history))
         self.seconds.append(condensed.seconds_before + time.perf_counter() - began)
         self.seconds_before.append(condensed.seconds_before)
-        self.experiences += 1
+        self._experiences += 1
         return condensed
 
     def remember_once(self, strategy: Any) -> None:

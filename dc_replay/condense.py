@@ -106,9 +106,9 @@ class Condenser:
             ``"auto"`` for bfloat16 where the device multiplies it natively. The pixels' gradient
             then differs by a few percent, because here and there a unit near 0 is on in one and
             off in the other.
-        classes_at_once: Classes whose pixel steps are one call; None takes what fits the memory of
-            a GPU, and 1 elsewhere, which is what is fastest. The result is the same but for
-            rounding.
+        classes_at_once: Classes whose pixel steps are one call; None takes what fits a quarter of
+            a GPU's free memory, and 1 elsewhere, which is what is fastest. The result is the same
+            but for rounding.
 
     Raises:
         ArgumentError: If a number is below its minimum.
@@ -211,8 +211,8 @@ class Condenser:
             checkpoint: A file to write the state to after matching networks, as often as takes a
                 hundredth of the time, and at the end. If it is there already, and belongs to this
                 recipe, these images and this generator's state, the condensation goes on from it
-                and ends with the same bytes. Recipes that optimise nothing take no notice. Of
-                several processes the first reads and writes it.
+                and ends with the same bytes, on a GPU up to rounding. Recipes that optimise nothing
+                take no notice. Of several processes the first reads and writes it.
             device: Where to compute. Images in the host's memory stay there, and those that a step
                 needs are brought over: for more images than a GPU has room for.
 
@@ -510,7 +510,7 @@ class Condenser:
 
 def _as_device(device: torch.device | str) -> torch.device:
     try:
-        return torch.empty(0, device=device).device  # with its number, as images have it
+        return torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ArgumentError(
             f"`device` is {device!r}, which names none: {str(error).splitlines()[0]}; pass cpu, "

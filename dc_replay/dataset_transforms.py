@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ FLIPS = {
 """The axis that each mirrors."""
 CROPS = (v1.RandomCrop, v2.RandomCrop)
 NOTHING = (nn.Identity, v2.Identity)
+
+# What a dataset has that is none of torch's.
+_HELD = ("_flat_data", "transform", "dataset", "datasets")
 
 # Random ones whose names do not begin so.
 _RANDOM = (
@@ -91,7 +95,7 @@ def paths(dataset: Any, group: str, *, look: bool = True) -> Iterator[Path]:
     own = None if groups else getattr(dataset, "transform", None)
     inner: list[Any] = list(getattr(dataset, "_datasets", ()) or getattr(dataset, "datasets", ()))
     wrapped = getattr(dataset, "dataset", None)
-    if not inner and (isinstance(wrapped, Dataset) or hasattr(wrapped, "_flat_data")):
+    if not inner and (isinstance(wrapped, Dataset) or any(map(partial(hasattr, wrapped), _HELD))):
         inner = [wrapped]
     if not inner:
         item = dataset[0] if look else None

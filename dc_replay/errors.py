@@ -21,7 +21,7 @@ class DivergedError(DCReplayError):
     Attributes:
         condensed: What it had reached before, a :class:`~dc_replay.condense.Condensed` with the
             exemplars as they were after the last matching network whose steps were all finite; None
-            where that would have been the first, or the error does not come from a condenser.
+            if already the first diverged, or the error does not come from a condenser.
     """
 
     condensed: Any = None

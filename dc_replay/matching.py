@@ -97,13 +97,14 @@ def for_several(match: MatchFunction) -> MatchFunction:
 class Launches:
     """Runs the pixel steps of all classes, several in one call where that is faster.
 
-    A GPU waits for launches, so it should get as many classes in one as its memory holds. A CPU is
+    A GPU waits for launches, so it should get many classes in one. A CPU is
     faster with one at a time, whose images stay in its cache.
 
     Args:
         alone: The pixel step of one class.
         several: That of several.
-        most: Classes in one call; None takes what fits the memory of a GPU, and 1 elsewhere.
+        most: Classes in one call; None takes what fits a quarter of a GPU's free
+            memory, and 1 elsewhere.
 
     Attributes:
         most: Classes in one call; None before the first of all.

@@ -49,8 +49,8 @@ class Multisize:
 class PrefixChoice:
     """Which prefix is matched besides the whole, as it changes over a condensation.
 
-    The first period uses prefixes of one image. A change of distance, each the mean over a period,
-    needs two of them, so the second keeps that choice, and from the third on the fastest is taken.
+    The first period uses prefixes of one image. Distances are means over a period, and a change
+    takes two, so the second keeps that choice, and from the third on the fastest is taken.
 
     Args:
         multisize: How to choose.

@@ -399,9 +399,9 @@ class Optimisation:
             f"{self.apprentice.real.labels[position]}, its gradient or its pixels became NaN or "
             f"infinite in outer iteration {self._outer}, inner iteration "
             f"{min(inner, len(finite) - 2)}; lower the pixels' learning rate, now {self.step.lr}, "
-            f"with dataclasses.replace(condenser, pixels=PixelStep(lr=...)), or that of the "
-            f"matching network, now {self.apprentice.training.lr}, with "
-            f"training=NetworkTraining(lr=...)"
+            f"with dataclasses.replace(condenser, pixels=replace(condenser.pixels, lr=...)), or "
+            f"that of the matching network, now {self.apprentice.training.lr}, with "
+            f"training=replace(condenser.training, lr=...)"
         )
 
 

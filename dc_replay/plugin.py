@@ -150,7 +150,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         packed = self.buffer.condenser.formation.factor > 1
         matters = self.augment_new or (packed and self.match_storage)
         training = RandomChanges()
-        if self.augment == "training" or matters:  # for it takes reading and trying an image
+        if self.augment == "training" or matters:  # else no image need be read and tried
             training = self.buffer.changes_of(strategy.adapted_dataset, self._shape, device=device)
         self._augment = augment_for(self.augment, training, channels=self._shape[0], device=device)
         if matters:

@@ -278,8 +278,6 @@ def nearest_in_each(
     return found
 
 
-# Distances that are held at once, a quarter of a gigabyte.
-_AT_ONCE = 2**26
 _AT_REST = 1e-4
 """Clusters stay as they are where their centres move by less: the squared distance of a set."""
 
@@ -300,16 +298,11 @@ def _kmeans(centres: Tensor, **options: Any) -> Any:
     # Where there are centres already it draws none from the global generator.
     kmeans.centroids = centres
 
-    def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        some = max(1, _AT_ONCE // (a.shape[1] * b.shape[1]))
-        parts = zip(a.split(some), b.split(some), strict=True)
-        found = [kmeans.sim_func(*part).max(dim=-1) for part in parts]
-        return torch.cat([e.values for e in found]), torch.cat([e.indices for e in found])
-
+    similarity = kmeans.sim_func
     # Its own first tries by an allocation, in each iteration, whether the GPU has room for as many
     # bytes as there are images times clusters times features: ten gigabytes for 20 classes of
     # CIFAR-100. What it then needs is images times clusters.
-    kmeans.max_sim = nearest
+    kmeans.max_sim = lambda a, b: similarity(a, b).max(dim=-1)
     return kmeans
 
 

@@ -126,7 +126,7 @@ class NetworkTraining:
         limit: int | None = None,
         drop_last: bool = True,
     ) -> None:
-        """Train on one shuffled pass, in batches of one size.
+        """Train on one shuffled pass, in batches of one size; all in one where there are fewer.
 
         Args:
             step: From :meth:`step_function`, perhaps compiled.
@@ -146,7 +146,7 @@ class NetworkTraining:
             batches = max(len(order) // self.batch, 1)
             order = order[: batches * self.batch]
         else:
-            batches = -(-len(order) // self.batch)
+            batches = max(-(-len(order) // self.batch), 1)
             order = torch.cat([order, order[: -len(order) % batches]])
         order = order.to(images.device)
         size = len(order) // batches

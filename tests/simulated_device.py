@@ -90,11 +90,15 @@ class _Calls(_Noting, TorchFunctionMode):
             return args[0].clone()
         if func in (Tensor.numpy, Tensor.__array__) and _where(args[0]) == GPU:
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        if func is Tensor.tolist and _where(args[0]) == GPU:
+            self.waits.note("tolist")
         if func is torch.as_tensor and isinstance(args[0], Tensor):
             func = Tensor.to
         if func in (Tensor.to, Tensor.cuda, Tensor.cpu):
             return self._moved(func, *args, **kwargs)
         device = kwargs.pop("device", None)
+        if func is Tensor.new_tensor and device is None:
+            device = _where(args[0])
         result = func(*args, **kwargs)
         if isinstance(result, Tensor) and (device is not None or _where(result) is None):
             _put(result, CPU if device is None else torch.device(device))

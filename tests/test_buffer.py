@@ -671,6 +671,9 @@ def test_what_is_drawn_for_an_experience_follows_from_how_many_came_before():
         assert buffer.experiences == before + 1
         found.append(buffer.memory.exemplars.pixels)
     assert torch.equal(found[1], found[2]) and not torch.equal(found[0], found[1])
+    for unusable in (-1, 1.5, "x"):
+        with pytest.raises(ArgumentError, match=f"`experiences` is {unusable!r}; pass a whole num"):
+            make_buffer().experiences = unusable
 
 
 def test_task_labels_that_a_file_does_not_hold_are_told_of(tmp_path, recwarn):

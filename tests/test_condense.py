@@ -2,6 +2,7 @@ import dataclasses
 import io
 import math
 import random as python_random
+import re
 import sys
 from dataclasses import dataclass, field, replace
 
@@ -969,6 +970,17 @@ def test_a_matching_network_that_diverges_is_an_error(name, training):
     condenser = small(name, outer=1, inner=3, training=training)
     with pytest.raises(DivergedError, match="that of the matching network, now 1e\\+3[08]"):
         run(condenser, images, labels)
+
+
+@pytest.mark.parametrize("name", ["idc", "dm"])
+def test_what_is_advised_where_it_diverges_lowers_the_rate(name):
+    condenser = small(name, outer=3, inner=4)
+    condenser = replace(condenser, pixels=replace(condenser.pixels, lr=1e35))
+    with pytest.raises(DivergedError) as raised:
+        run(condenser, *toy())
+    advised = re.search(r"replace\(condenser, pixels=(.*?\))\)", str(raised.value)).group(1)
+    step = eval(advised.replace("...", "1e34"), {"replace": replace, "condenser": condenser})
+    assert step == replace(condenser.pixels, lr=1e34)
 
 
 def same(count):

@@ -229,7 +229,7 @@ def test_packed_exemplars_beside_padded_crops_are_warned_of():
         replayed(v2.Compose([v2.RandomHorizontalFlip(), NORMALIZE]), condenser=PACKED)
 
 
-def test_training_transforms_are_looked_into_once_for_an_experience(monkeypatch):
+def test_training_transforms_are_looked_into_twice_for_an_experience(monkeypatch):
     looked = []
 
     def counted(*arguments, **options):

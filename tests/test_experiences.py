@@ -124,6 +124,25 @@ def test_normalize_is_found_inside_the_dataset_itself():
         assert find_normalize(dataset, 3) == NORMALIZATION
 
 
+class Plain:
+    """A dataset that is none of torch's."""
+
+    def __init__(self, transform):
+        self.transform = transform
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return self.transform(pixels_of(4)[index] / 255), index
+
+
+def test_normalize_is_found_inside_a_dataset_that_is_none_of_torchs():
+    inner = Plain(v2.Normalize(MEAN, STD))
+    for dataset in (Subset(inner, [0, 2]), Subset(Subset(inner, [0, 1, 3]), [1])):
+        assert find_normalize(AvalancheDataset([dataset]), 3) == NORMALIZATION
+
+
 def test_normalize_is_found_when_frozen_and_after_concatenation():
     first = experience_of(pixels_of(4) / 255, evaluation=v2.Normalize(MEAN, STD)).dataset
     assert find_normalize(first.freeze_transforms(), 3) == NORMALIZATION

@@ -2,7 +2,6 @@ import fast_pytorch_kmeans
 import pytest
 import torch
 
-from dc_replay import sampling
 from dc_replay.errors import ArgumentError
 from dc_replay.pixels import Normalization, dequantise
 from dc_replay.sampling import (
@@ -181,9 +180,7 @@ def test_nearest_to_centres_equals_a_loop_over_the_same_clusters(
         assert found.dtype == torch.int64
 
 
-@pytest.mark.parametrize("at_once", [2**26, 2 * 40 * 6, 1])
-def test_no_allocation_is_tried_and_the_clusters_are_the_librarys(at_once, monkeypatch):
-    monkeypatch.setattr(sampling, "_AT_ONCE", at_once)
+def test_no_allocation_is_tried_and_the_clusters_are_the_librarys(monkeypatch):
     features = torch.randn(3, 40, 5, generator=seeded())
     centres = features[:, :6].clone()
     library = fast_pytorch_kmeans.MultiKMeans(n_clusters=6, max_iter=4)

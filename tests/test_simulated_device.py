@@ -1,6 +1,6 @@
 """What only shows where there is a second device, on one that is simulated."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -77,6 +77,27 @@ def test_the_simulated_gpu_takes_what_a_gpu_takes(waits):
     assert torch.zeros(3).device == torch.zeros(3, device="cuda").cpu().device == CPU
 
 
+@pytest.mark.parametrize(
+    "wait",
+    [
+        "x.item()",
+        "x.tolist()",
+        "bool(x)",
+        "x.cpu()",
+        "x[x > 0]",
+        "x.new_tensor([1.0])",
+        "x.nonzero()",
+    ],
+)
+def test_what_the_cpu_waits_for_is_counted(wait, waits):
+    there = torch.ones(1, device="cuda")
+    (there + 1).sum()
+    assert not waits
+    # As of a line of the package, of which alone it is counted.
+    exec(compile(wait, "/somewhere/dc_replay/module.py", "exec"), {"x": there})
+    assert [where.split(":")[0] for where in waits] == ["module.py"]
+
+
 def small(name, **parts):
     """A recipe at a size that takes no time, of every part that has tensors of its own."""
     condenser = recipes.RECIPES[name](network=convnet_for(SHAPE, width=4), **parts)
@@ -112,16 +133,43 @@ def test_recipes_condense(name, images_on, generator_on, waits):
     assert found.exemplars.pixels.device == found.exemplars.labels.device == GPU
 
 
-def test_an_interrupted_condensation_goes_on(waits, tmp_path):
+class Killed(Exception):
+    pass
+
+
+@dataclass(frozen=True)
+class Until:
+    """What a network learns, until the process is killed, so to say."""
+
+    left: list = field(repr=False)  # and so no part of the recipe
+
+    def __call__(self, apprentice, pixels):
+        self.left[0] -= 1
+        if not self.left[0]:
+            raise Killed
+        apprentice.train_on_real()
+
+
+def test_an_interrupted_condensation_goes_on(waits, tmp_path, monkeypatch):
+    monkeypatch.setattr("dc_replay.checkpoints.SHARE", float("inf"))  # after each network
     images = torch.randint(256, (20, *SHAPE), dtype=torch.uint8, device="cuda")
     labels = torch.arange(20, device="cuda") % 2
-    condenser = replace(small("idc"), **ALL_PARTS)
-    ways = {"quotas": 2, "checkpoint": tmp_path / "state"}
-    first, again = (
-        condenser.condense(images, labels, generator=seeded("cuda"), **ways).exemplars.pixels
-        for _ in range(2)
-    )
-    assert first.device == again.device == GPU and torch.equal(first, again)
+    left = [0]
+    condenser = replace(small("idc"), **ALL_PARTS, update=Until(left))
+
+    def condensed(**options):
+        generator = seeded("cuda")
+        return condenser.condense(images, labels, quotas=2, generator=generator, **options)
+
+    expected, path = condensed(), tmp_path / "state"
+    left[0] = 5  # of six steps, two with each network
+    with pytest.raises(Killed):
+        condensed(checkpoint=path)
+    left[0] = 0
+    found = condensed(checkpoint=path)
+    assert left[0] == -2
+    assert found.exemplars.pixels.device == GPU
+    assert torch.equal(found.exemplars.pixels, expected.exemplars.pixels)
 
 
 @pytest.mark.parametrize("formation", [Formation(1), Formation(2), Formation(3, 2)], ids=str)
