@@ -128,20 +128,8 @@ def test_training_equals_an_ordinary_loop(training, limit, network, data):
         assert value.grad is None
 
 
-@pytest.mark.parametrize(
-    ("count", "batch", "limit", "sizes"),
-    [
-        (10, 4, None, [4, 4]),  # the last two wait for another pass
-        (10, 10, None, [10]),
-        (10, 64, None, [10]),
-        (10, 4, 6, [4]),
-        (10, 4, 3, [3]),
-        (10, 1, 2, [1, 1]),
-        (10, 5, 99, [5, 5]),
-        (1, 4, None, [1]),
-    ],
-)
-def test_batches_are_whole_where_there_is_one(count, batch, limit, sizes):
+def labels_of_a_pass(count, batch, **options):
+    """The labels of each batch, of images that are numbered by theirs."""
     seen = []
 
     def step(parameters, scale, batch):
@@ -160,8 +148,26 @@ def test_batches_are_whole_where_there_is_one(count, batch, limit, sizes):
         torch.arange(count),
         scale=NORMALIZATION.scale("cpu"),
         generator=seeded(),
-        limit=limit,
+        **options,
     )
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "limit", "sizes"),
+    [
+        (10, 4, None, [4, 4]),  # the last two wait for another pass
+        (10, 10, None, [10]),
+        (10, 64, None, [10]),
+        (10, 4, 6, [4]),
+        (10, 4, 3, [3]),
+        (10, 1, 2, [1, 1]),
+        (10, 5, 99, [5, 5]),
+        (1, 4, None, [1]),
+    ],
+)
+def test_batches_are_whole_where_there_is_one(count, batch, limit, sizes):
+    seen = labels_of_a_pass(count, batch, limit=limit)
     assert [len(labels) for labels in seen] == sizes
     flat = [label for labels in seen for label in labels]
     assert len(set(flat)) == len(flat)  # no image twice in a pass
@@ -172,24 +178,7 @@ def test_batches_are_whole_where_there_is_one(count, batch, limit, sizes):
     [(10, 4, [4, 4, 4]), (10, 10, [10]), (10, 64, [10]), (9, 8, [5, 5]), (8, 4, [4, 4])],
 )
 def test_a_pass_may_take_all_images_in_batches_of_one_size(count, batch, sizes):
-    seen = []
-
-    def step(parameters, scale, batch):
-        seen.append(batch.labels.tolist())
-        return {name: torch.zeros_like(value) for name, value in parameters.items()}
-
-    parameters = {"weight": torch.ones(2)}
-    training = NetworkTraining(batch=batch)
-    training.train(
-        step,
-        parameters,
-        training.optimizer(parameters),
-        torch.zeros(count, 2, 8, 8),
-        torch.arange(count),
-        scale=NORMALIZATION.scale("cpu"),
-        generator=seeded(),
-        drop_last=False,
-    )
+    seen = labels_of_a_pass(count, batch, drop_last=False)
     assert [len(labels) for labels in seen] == sizes
     flat = [label for labels in seen for label in labels]
     assert sorted(flat[:count]) == list(range(count))  # each once, before any comes again
