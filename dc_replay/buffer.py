@@ -279,7 +279,7 @@ class CondensedBuffer(ExemplarsBuffer):
         Raises:
             ArgumentError: As by :meth:`remember`, or if ``checkpoint_dir`` cannot be made.
         """
-        device = torch.empty(0, device=device).device  # with its number, as images will have it
+        device = _numbered(device)
         generator = stream(self.seed, Purpose.CHECKING, device=device)
         image, tasks, items = glance(experience, device=device, generator=generator)
         self._check_tasks(tasks)
@@ -330,7 +330,7 @@ class CondensedBuffer(ExemplarsBuffer):
                 stored, or the budget is below one image per class.
         """
         began = time.perf_counter()
-        device = torch.empty(0, device=device).device  # with its number, as by `check`
+        device = _numbered(device)
         generator = stream(self.seed, Purpose.CONDENSING, self.experiences, device=device)
         memory = self._memory
         gathered = gather(
@@ -563,6 +563,11 @@ class CondensedBuffer(ExemplarsBuffer):
 
 
 _DISTANCES = 256
+
+
+def _numbered(device: torch.device | str) -> torch.device:
+    """The device with its number, as what lies there has it."""
+    return torch.empty(0, device=device).device
 
 
 def _normalization_of(memory: ExemplarMemory) -> Normalization | None:

@@ -69,10 +69,10 @@ def distillation_loss(
 class DistillationPlugin(SupervisedPlugin[Any], supports_distributed=True):
     """Holds the logits of earlier classes near those of the model after the experience before.
 
-    Adds ``weight`` times :func:`distillation_loss` to the loss of every
-    mini-batch, whatever other plugins have put into it. The earlier model is a copy in evaluation
-    mode; its classes are those of all experiences up to then. For a classifier with one column per
-    class label, which may grow in between, such as ``IncrementalClassifier``.
+    Adds ``weight`` times :func:`distillation_loss` to the loss of every mini-batch, whatever other
+    plugins have put into it. The earlier model is a copy in evaluation mode; its classes are those
+    of all experiences up to then. For a classifier with one column per class label, which may grow
+    in between, such as ``IncrementalClassifier``.
 
     Args:
         weight: At least 0.
