@@ -4,11 +4,11 @@
     python -m benchmarks.campaign --data cifar100 --minutes 8
 
 A piece is one method with one seed in one table. Each call goes on where the last one stopped, also
-inside a condensation, and ends when its minutes are over, so that hours of work fit where a machine
-can be had for minutes at a time. Avalanche's own memories (``stock_*``) are the exception: they
-begin anew, so that one of these needs a call as long as it takes, 6 to 11 minutes at scale fast on
-two cores. Results go to ``benchmarks/results/SCALE/TABLE``; ``make report`` writes the tables and
-plots from them.
+inside a condensation or training, and ends when its minutes are over, so that hours of work fit
+where a machine can be had for minutes at a time. Avalanche's own memories (``stock_*``) are the
+exception: they begin anew, so that one of these needs a call as long as it takes, 6 to 11 minutes
+at scale fast on two cores. Results go to ``benchmarks/results/SCALE/TABLE``; ``make report`` writes
+the tables and plots from them.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python -m benchmarks.class_incremental --data digits --methods random,dream_plus --out runs/x
 
 Writes ``results.jsonl``, ``accuracy.png``, ``exemplars.png``, ``report.md`` and Avalanche's logs
-into the output folder. Started again with the same folder, it goes on where it stopped.
+into the output folder. Started again with the same folder, it goes on where it stopped, also inside
+a condensation or, with a condensed memory, the training on an experience.
 
     torchrun --nproc-per-node 4 -m benchmarks.class_incremental ...
 
@@ -13,6 +14,8 @@ first process alone trains and writes, as without ``torchrun``.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import sys
 import time
@@ -60,6 +63,7 @@ from dc_replay.errors import ArgumentError
 from dc_replay.networks import computed_in, set_precision
 from dc_replay.pixels import quantise
 from strategies import PROTOCOLS, WITHOUT_RECIPE, Contender, Setup
+from strategies.training_state import TrainingState
 
 _BESIDE_NEW_DATA = ("logit_adjustment", "distillation")
 
@@ -212,7 +216,9 @@ class Run:
         torch.manual_seed(seed)
         state = State(self.arguments.out / "state" / f"{method}-{seed}")
         condensing = self.arguments.condensed or state.condensing
-        contender = self._contender(method, seed, data, condensing)
+        # Others begin with the first step in any case.
+        training = None if method in WITHOUT_RECIPE else state.training(self.settings())
+        contender = self._contender(method, seed, data, condensing, training)
         done = self._resume(contender, state, method, seed, stream)
         if done < state.steps():  # of rows that are not there any more
             state.remove()
@@ -229,7 +235,14 @@ class Run:
         state.remove()
         return rows
 
-    def _contender(self, method: str, seed: int, data: ImageData, condensing: Path) -> Contender:
+    def _contender(
+        self,
+        method: str,
+        seed: int,
+        data: ImageData,
+        condensing: Path,
+        training: Path | None = None,
+    ) -> Contender:
         arguments, settings = self.arguments, self.preset
         channels, height, width = data.image_shape
         per_step = self.classes // arguments.steps
@@ -272,6 +285,7 @@ class Run:
             device=self.device,
             seed=seed,
             checkpoint_dir=condensing,
+            training_state=training,
             evaluator=self._evaluator(method, seed),
             progress=not arguments.quiet,
         )
@@ -338,6 +352,9 @@ class Run:
         condensing, before = 0.0, 0.0  # the second is no part of the seconds of this process
         if buffer is not None:
             condensing, before = buffer.seconds[-1], buffer.seconds_before[-1]
+        for plugin in strategy.plugins:
+            if isinstance(plugin, TrainingState):
+                seconds += plugin.seconds_before
         accuracies = _accuracies(strategy.eval(stream.test_stream[: step + 1]), step)
         per_step = self.classes // self.arguments.steps
         seen = (step + 1) * per_step
@@ -428,7 +445,8 @@ class Run:
 class State:
     """Where a run of one method and seed is.
 
-    The model and the memory after its last step, and how far the condensation of the next one is.
+    The model and the memory after its last step, and how far condensing and training are in the
+    next one.
     Whoever is killed meanwhile leaves one step or the next, never a mixture.
     """
 
@@ -438,6 +456,11 @@ class State:
     def condensing(self) -> Path:
         """The folder of the condensation's own states."""
         return self.folder / "condensing"
+
+    def training(self, settings: Row) -> Path:
+        """The file of the state of training within a step, with these settings alone."""
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return self.folder / f"training-{digest[:16]}.pt"
 
     def steps(self) -> int:
         """Steps that are saved; 0 where nothing is."""
@@ -468,6 +491,8 @@ class State:
         unfinished.rename(self.folder / f"after-{steps}")
         shutil.rmtree(self.folder / f"after-{steps - 1}", ignore_errors=True)
         shutil.rmtree(self.condensing, ignore_errors=True)
+        for path in self.folder.glob("training-*"):
+            path.unlink()
 
     def remove(self) -> None:
         """Forget what is saved."""

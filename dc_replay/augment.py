@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from dc_replay._checks import check_number
 from dc_replay.errors import ArgumentError
+from dc_replay.placement import brought
 
 
 class Operation(Protocol):
@@ -266,7 +267,7 @@ class Augmentation:
         picked = None
         if len(self.one_of) > 1 and drawn.device.type == "cpu" and len(drawn):
             picked = int(drawn[0, 0] * len(self.one_of))
-        return self._apply(images, drawn.to(images.device), picked)
+        return self._apply(images, brought(drawn, images.device), picked)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Augment a batch by numbers drawn before; a pure function of tensors.
@@ -413,8 +414,9 @@ def cutmix(
     """
     device = generator.device
     drawn = torch.rand(CutMix.uniforms, generator=generator, device=device)
-    partners = torch.randperm(len(images), generator=generator, device=device).to(images.device)
-    mixed, share = CutMix(probability).apply(images, partners, drawn.to(images.device))
+    partners = torch.randperm(len(images), generator=generator, device=device)
+    partners, drawn = (brought(tensor, images.device) for tensor in (partners, drawn))
+    mixed, share = CutMix(probability).apply(images, partners, drawn)
     return mixed, partners, share
 
 

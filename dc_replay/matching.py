@@ -74,7 +74,8 @@ def match_function(
         found = matching_step(
             objective, network, parameters, real, synthetic, batch.label, batch.terms
         )
-        return found._replace(slope=pull(found.slope)[0])
+        # Anew, because the compiler of PyTorch 2.11 cannot return what `_replace` makes.
+        return Matched(pull(found.slope)[0], found.distance, found.prefixes)
 
     return match
 

@@ -105,13 +105,14 @@ class OnReal:
     """Train on real images, as IDC does: gradients then do not vanish.
 
     Attributes:
-        images: Images in an inner iteration.
+        images: Images in an inner iteration, of which whole batches are used. Published are batches
+            of 64 until 2,000 images are reached, which are 32 batches.
 
     Raises:
         ArgumentError: If that is no whole number of at least 1.
     """
 
-    images: int = 2000
+    images: int = 2048
     uses_pixels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

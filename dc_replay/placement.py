@@ -54,6 +54,13 @@ def check_resident(resident: object) -> None:
         )
 
 
+def brought(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; the CPU does not wait for a GPU to have it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 class HostImages:
     """Images in the host's memory, of which those that are asked for come to a device.
 
@@ -79,7 +86,4 @@ class HostImages:
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """The images at these positions, on the device."""
-        chosen = self.pixels.index_select(0, index.to(self.pixels.device))
-        if self.device.type == "cuda":
-            return chosen.pin_memory().to(self.device, non_blocking=True)
-        return chosen.to(self.device)
+        return brought(self.pixels.index_select(0, index.to(self.pixels.device)), self.device)

@@ -22,6 +22,7 @@ from dc_replay.budgets import Budget, ImagesPerClass
 from dc_replay.buffer import CondensedBuffer
 from dc_replay.condense import Condenser
 from dc_replay.networks import FeatureNetwork
+from strategies.training_state import TrainingState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,8 @@ class Setup:
         device: Where to run.
         seed: Source of all randomness.
         checkpoint_dir: Where a condensation that was interrupted goes on.
+        training_state: The file from which training within an experience goes on; None begins the
+            experience anew.
         evaluator: Avalanche's.
         progress: Whether to show progress bars.
     """
@@ -80,6 +83,7 @@ class Setup:
     device: torch.device
     seed: int
     checkpoint_dir: Path
+    training_state: Path | None
     evaluator: EvaluationPlugin
     progress: bool
 
@@ -136,9 +140,9 @@ def naive(setup: Setup, plugins: Sequence[SupervisedPlugin[Any]] = ()) -> Naive:
         augment = AugmentBatch(setup.augment, setup.cutmix, setup.seed)
         added.append(augment)
         criterion = augment.criterion
-    schedule = Schedule(setup.lr, setup.milestones, setup.decay, setup.progress)
+    schedule = Schedule(setup)
     optimizer = torch.optim.SGD(model.parameters(), lr=setup.lr, momentum=0.9, weight_decay=5e-4)
-    return Naive(
+    strategy = Naive(
         model=model,
         optimizer=optimizer,
         criterion=criterion,
@@ -149,6 +153,9 @@ def naive(setup: Setup, plugins: Sequence[SupervisedPlugin[Any]] = ()) -> Naive:
         plugins=[*plugins, *added, schedule],
         evaluator=setup.evaluator,
     )
+    if setup.training_state is not None:
+        strategy.plugins.append(TrainingState(setup.training_state))
+    return strategy
 
 
 def resume(strategy: Naive, setup: Setup, steps: int) -> None:
@@ -202,14 +209,9 @@ class AugmentBatch(SupervisedPlugin[Any]):
 class Schedule(SupervisedPlugin[Any]):
     """Starts every experience with a fresh optimiser at full rate, and lowers it at milestones."""
 
-    def __init__(
-        self, lr: float, milestones: tuple[float, ...], decay: float, progress: bool
-    ) -> None:
+    def __init__(self, setup: Setup) -> None:
         super().__init__()
-        self.lr = lr
-        self.milestones = milestones
-        self.decay = decay
-        self.progress = progress
+        self.setup = setup
         self._epoch = 0
         self._bar: Any = None
 
@@ -217,16 +219,22 @@ class Schedule(SupervisedPlugin[Any]):
         """Reset the optimiser."""
         strategy.optimizer.state.clear()
         self._epoch = 0
-        total = strategy.train_epochs
-        self._bar = progress(
-            total=total, desc="train", unit="epoch", leave=False, disable=not self.progress
-        )
 
     def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Set the learning rate of this epoch."""
-        passed = sum(self._epoch >= m * strategy.train_epochs for m in self.milestones)
+        epochs, milestones = self.setup.epochs, self.setup.milestones
+        if self._bar is None:
+            self._bar = progress(
+                initial=self._epoch,
+                total=epochs,
+                desc="train",
+                unit="epoch",
+                leave=False,
+                disable=not self.setup.progress,
+            )
+        passed = sum(self._epoch >= milestone * epochs for milestone in milestones)
         for group in strategy.optimizer.param_groups:
-            group["lr"] = self.lr * self.decay**passed
+            group["lr"] = self.setup.lr * self.setup.decay**passed
         self._epoch += 1
 
     def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:

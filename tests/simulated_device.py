@@ -152,7 +152,8 @@ class _Computing(_Noting, TorchDispatchMode):
             return
         pairs = zip(given, devices, strict=True)
         numbers = all(device != CPU or not tensor.ndim for tensor, device in pairs)
-        if not numbers or (torch.Tag.pointwise not in func.tags and "foreach" not in name):
+        takes_numbers = torch.Tag.pointwise in func.tags or "foreach" in name or name == "fill_"
+        if not numbers or not takes_numbers:
             raise RuntimeError(f"Expected all tensors to be on the same device, in {func}")
 
 

@@ -56,7 +56,7 @@ IDC = {
     "augment": augmentation("color", "crop", "cutout"),
     "training": REAL,
     "warm_up": 0,
-    "update": OnReal(2000),
+    "update": OnReal(2048),
     "pixels": PixelStep(lr=5e-3, momentum=0.5, reference=10),
 }
 DREAM = IDC | {

@@ -29,6 +29,7 @@ from dc_replay.optimisation import Optimisation
 from dc_replay.pixels import quantise
 from strategies import WITHOUT_RECIPE
 from strategies.common import AugmentBatch
+from strategies.training_state import TrainingState
 
 FIELDS = {
     "method", "protocol", "seed", "step", "classes_seen", "accuracy", "forgetting", "stored_bytes",
@@ -83,13 +84,13 @@ def test_same_command_again_computes_nothing(
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
-def check_same(whole: Path, parted: Path) -> None:
+def check_same(whole: Path, parted: Path, method: str = "idc") -> None:
     same = ("step", "accuracy", "forgetting", "stored_bytes")
     assert [[r[k] for k in same] for r in rows(parted)] == [
         [r[k] for k in same] for r in rows(whole)
     ]
     first, second = (
-        ExemplarMemory.load(out / "memories" / "idc.safetensors") for out in (whole, parted)
+        ExemplarMemory.load(out / "memories" / f"{method}.safetensors") for out in (whole, parted)
     )
     assert torch.equal(first.exemplars.pixels, second.exemplars.pixels)
     assert not list((parted / "state").iterdir())
@@ -163,6 +164,79 @@ def test_run_stopped_in_a_condensation_continues_in_it(
     main(smoke(parted, methods="idc", steps=4), "x")
     assert len(restored) == 1 and len(rows(parted)) == 4
     check_same(whole, parted)
+
+
+@pytest.mark.parametrize("stopped_after", [(0, 1), (1, 3), (2, 5)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"protocol": "memory-only"},
+        {"protocol": "gdumb", "methods": "random"},
+        {"protocol": "replay", "logit_adjustment": 1.0, "distillation": 1.0},
+        {"protocol": "replay", "augmentation": "training", "methods": "random+compress=2"},
+    ],
+)
+def test_run_stopped_in_training_continues_in_it(
+    options: dict, stopped_after: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"methods": "idc", "classes": 6, "steps": 3, "epochs": 5} | options
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    write = TrainingState.after_training_epoch
+    epochs, end = [], (0, 0)
+
+    def stop(self: TrainingState, strategy: Any, **kwargs: object) -> None:
+        self.seconds = 0
+        write(self, strategy, **kwargs)
+        epochs.append((strategy.experience.current_experience, strategy.clock.train_exp_epochs))
+        if epochs[-1] == end:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingState, "after_training_epoch", stop)
+    main(smoke(whole, **changes), "x")
+    every = list(epochs)
+    assert every == [(step, epoch) for step in range(3) for epoch in range(1, 6)]
+    epochs, end = [], stopped_after
+    with pytest.raises(KeyboardInterrupt):
+        main(smoke(parted, **changes), "x")
+    end = (0, 0)
+    main(smoke(parted, **changes), "x")
+    assert epochs == every  # none twice
+    check_same(whole, parted, changes["methods"])
+    assert [r["iterations"] for r in rows(parted)] == [r["iterations"] for r in rows(whole)]
+
+
+def test_a_state_of_training_with_other_settings_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "_forgetting", stop)
+        with pytest.raises(KeyboardInterrupt):
+            main(smoke(tmp_path / "one", methods="random", epochs=2), "x")
+    [written] = (tmp_path / "one" / "state" / "random-0").glob("training-*")
+    (tmp_path / "one" / "settings.json").unlink()
+    main(smoke(tmp_path / "one", methods="random", epochs=3), "x")
+    main(smoke(tmp_path / "other", methods="random", epochs=3), "x")
+    assert not written.exists()
+    found, expected = rows(tmp_path / "one"), rows(tmp_path / "other")
+    assert [r["accuracy"] for r in found] == [r["accuracy"] for r in expected]
+    assert [r["iterations"] for r in found] == [r["iterations"] for r in expected]
+
+
+def test_seconds_of_training_are_those_of_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = TrainingState.before_training_exp
+
+    def slow(self: TrainingState, strategy: Any, **kwargs: object) -> None:
+        begin(self, strategy, **kwargs)
+        self.seconds_before += 1000
+
+    monkeypatch.setattr(TrainingState, "before_training_exp", slow)
+    main(smoke(tmp_path, methods="random"), "x")
+    assert all(1000 < row["train_seconds"] < 1900 for row in rows(tmp_path))
 
 
 def test_a_state_without_its_rows_is_not_used(tmp_path: Path) -> None:
