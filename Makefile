@@ -14,10 +14,11 @@ REPLAY_GATE := --gate --model one-layer --images 640 --rounds 3 --out runs/speed
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+OLDEST := .venv-oldest
 
 LONG_OUT ?= runs/long
 
-.PHONY: demo test test-long speed report docs check format
+.PHONY: demo test test-long test-oldest speed report docs check format
 
 demo: $(INSTALLED)  ## compare the methods, and ways to shrink, on handwritten digits; see runs/demo
 	$(BIN)/python -m benchmarks.class_incremental $(DEMO_ARGS)
@@ -34,6 +35,11 @@ test-long: $(INSTALLED)  ## bad input by the thousand, 50 kills, 1,000 experienc
 	$(BIN)/python -m benchmarks.kills --kills 50 --out $(LONG_OUT)/kills
 	$(BIN)/python -m benchmarks.kills --kills 50 --avalanche --out $(LONG_OUT)/kills_avalanche
 	$(BIN)/python -m benchmarks.long_stream --experiences 1000 --gate --out $(LONG_OUT)/long_stream
+
+test-oldest:  ## the tests with the oldest PyTorch that is supported, in an environment of its own
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.11.*' --editable '.[dev]'
+	$(OLDEST)/bin/python -m pytest $(TEST_ARGS)
 
 speed: $(INSTALLED)  ## that what is meant to be fast is not slow; alone on the machine, a minute or two
 	$(BIN)/python -m benchmarks.matching_speed $(MATCHING_GATE)

@@ -96,6 +96,19 @@ def check_same(whole: Path, parted: Path, method: str = "idc") -> None:
     assert not list((parted / "state").iterdir())
 
 
+def weights_after(last: int, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """A list to which every run adds its network's weights after the last step."""
+    save, trained = State.save, []
+
+    def keep(self: State, contender, steps):
+        if steps == last:
+            trained.append(copy.deepcopy(contender.strategy.model.state_dict()))
+        save(self, contender, steps)
+
+    monkeypatch.setattr(State, "save", keep)
+    return trained
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -109,14 +122,7 @@ def test_stopped_run_continues_to_the_same_results(
     options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-    save, trained = State.save, []
-
-    def keep(self: State, contender, steps):
-        if steps == 4:
-            trained.append(copy.deepcopy(contender.strategy.model.state_dict()))
-        save(self, contender, steps)
-
-    monkeypatch.setattr(State, "save", keep)
+    trained = weights_after(4, monkeypatch)
     main(smoke(whole, methods="idc", steps=4, **options), "x")
     step = Run._step
 
@@ -166,18 +172,21 @@ def test_run_stopped_in_a_condensation_continues_in_it(
     check_same(whole, parted)
 
 
-@pytest.mark.parametrize("stopped_after", [(0, 1), (1, 3), (2, 5)])
 @pytest.mark.parametrize(
-    "options",
+    ("stopped_after", "options"),
     [
-        {"protocol": "memory-only"},
-        {"protocol": "gdumb", "methods": "random"},
-        {"protocol": "replay", "logit_adjustment": 1.0, "distillation": 1.0},
-        {"protocol": "replay", "augmentation": "training", "methods": "random+compress=2"},
+        ((0, 1), {"protocol": "memory-only"}),
+        ((2, 5), {"protocol": "memory-only"}),
+        ((1, 3), {"protocol": "gdumb", "methods": "random"}),
+        ((1, 3), {"protocol": "replay", "logit_adjustment": 1.0, "distillation": 1.0}),
+        (
+            (2, 5),
+            {"protocol": "replay", "augmentation": "training", "methods": "random+compress=2"},
+        ),
     ],
 )
 def test_run_stopped_in_training_continues_in_it(
-    options: dict, stopped_after: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stopped_after: tuple[int, int], options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"methods": "idc", "classes": 6, "steps": 3, "epochs": 5} | options
     whole, parted = tmp_path / "whole", tmp_path / "parted"
@@ -191,6 +200,7 @@ def test_run_stopped_in_training_continues_in_it(
         if epochs[-1] == end:
             raise KeyboardInterrupt
 
+    trained = weights_after(3, monkeypatch)
     monkeypatch.setattr(TrainingState, "after_training_epoch", stop)
     main(smoke(whole, **changes), "x")
     every = list(epochs)
@@ -203,6 +213,7 @@ def test_run_stopped_in_training_continues_in_it(
     assert epochs == every  # none twice
     check_same(whole, parted, changes["methods"])
     assert [r["iterations"] for r in rows(parted)] == [r["iterations"] for r in rows(whole)]
+    assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
 
 
 def test_a_state_of_training_with_other_settings_is_not_used(
