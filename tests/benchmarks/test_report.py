@@ -106,6 +106,13 @@ def test_methods_of_different_seeds_say_which() -> None:
     assert "convnet3 · one seed" in terminal_table(alike)
 
 
+def test_seconds_are_those_of_the_fastest_seed() -> None:
+    found = rows(seeds=3)
+    slow = [{**r, "train_seconds": 100, "condense_seconds": 90} if r["seed"] else r for r in found]
+    assert cells(report(slow), "idc")[-2:] == ["3.0", "160"]
+    assert "of the fastest seed" in report(slow)
+
+
 def test_newest_row_counts() -> None:
     again = {**rows()[0], "accuracy": 95.0}
     assert cells(report([*rows(), again]), "idc")[3] == "95.0"
