@@ -143,6 +143,7 @@ def test_a_total_below_one_image_per_class_says_what_is_needed():
     message = r"`images` of TotalImages is 3, .* each of 4 classes; make it at least 4"
     with pytest.raises(ArgumentError, match=message):
         TotalImages(3).quotas(range(4), image_bytes=1)
+    assert TotalImages(4).quotas(range(4), image_bytes=1) == dict.fromkeys(range(4), 1)
 
 
 def test_bytes_below_one_image_per_class_say_what_is_needed():
@@ -152,6 +153,7 @@ def test_bytes_below_one_image_per_class_say_what_is_needed():
     )
     with pytest.raises(ArgumentError, match=message):
         TotalBytes(6143).quotas(range(2), image_bytes=3072)
+    assert TotalBytes(6144).quotas(range(2), image_bytes=3072) == {0: 1, 1: 1}
 
 
 @pytest.mark.parametrize("budget", [ImagesPerClass(2), TotalImages(9), TotalBytes(9)])
@@ -160,6 +162,8 @@ def test_arguments_of_quotas_are_checked(budget):
         budget.quotas([0], image_bytes=0)
     with pytest.raises(ArgumentError, match=r"`classes` is \[1, 2, 1\]; name each class once"):
         budget.quotas([1, 2, 1], image_bytes=1)
+    with pytest.raises(ArgumentError, match=r"`classes` is 3; pass a sequence of class labels"):
+        budget.quotas(3, image_bytes=1)
 
 
 def test_smallest_needs_budgets():
@@ -167,6 +171,8 @@ def test_smallest_needs_budgets():
         Smallest(())
     with pytest.raises(ArgumentError, match=r"`budget` is 20, which is not a budget; pass Images"):
         Smallest((ImagesPerClass(2), 20))
+    with pytest.raises(ArgumentError, match=r"`budgets` is 20; pass a tuple of budgets"):
+        Smallest(20)
 
 
 @pytest.mark.parametrize("value", [20, None, ImagesPerClass])

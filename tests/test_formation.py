@@ -277,6 +277,13 @@ def test_changes_are_kept_where_they_can_be_stored(generator):
     assert (changes - expected).norm() > 0.1
 
 
+@pytest.mark.parametrize("compression", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_bytes_are_opened_in_the_type_that_is_asked_for(compression, dtype):
+    stored = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    assert Formation(2, compression).open(stored, dtype).dtype == dtype
+
+
 def test_no_images_are_no_images():
     formation = Formation(2, compression=3)
     opened = formation.open(torch.zeros(0, 3, 8, 8, dtype=torch.uint8))

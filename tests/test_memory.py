@@ -504,8 +504,23 @@ def test_what_has_been_stored_is_as_stored_before_it_is_stored(formation, normal
     torch.testing.assert_close(shown, decoded, rtol=0, atol=0.51 / 255 / coarsest)
     assert torch.equal(memory.as_stored(seen), shown)
     assert torch.equal(shown, seen) == (each == 1)
-    half = memory.as_stored(seen.to(torch.float16))
-    assert half.dtype == torch.float16 and half.shape == shown.shape
+    half = seen.to(torch.float16)
+    # Computed in float32, whatever the type.
+    assert torch.equal(memory.as_stored(half), memory.as_stored(half.float()).to(torch.float16))
+    double = memory.as_stored(seen.double())
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double, shown.double(), rtol=0, atol=1 / 255 / coarsest)
+
+
+def test_images_are_shown_as_stored_by_the_normalization_of_now():
+    first, second = (
+        ExemplarMemory(budget=ImagesPerClass(2), formation=Formation(2), normalization=own)
+        for own in (NORMALIZATION, None)
+    )
+    images = torch.randn(4, 3, 8, 8, generator=seeded(1))
+    first.as_stored(images)
+    first.normalization = second.normalization = Normalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    assert torch.equal(first.as_stored(images), second.as_stored(images))
 
 
 @pytest.mark.parametrize(

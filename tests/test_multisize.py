@@ -43,6 +43,7 @@ def test_one_choice_for_all_classes_goes_by_the_mean():
         for distances in rates:
             period(choice, *distances)
     assert together.sizes == [1, 1]  # means 2.5 and 1.25
+    assert together.history == [[1, 1], [1, 1]]
     assert alone.sizes == [2, 1] and alone.frozen == [1, 0]
 
 
@@ -52,6 +53,69 @@ def test_classes_may_have_different_counts_or_a_single_image():
     period(choice, [], [1.0], [1.0, 1.0, 1.0])
     period(choice, [], [2.0], [1.5, 1.2, 9.0])
     assert choice.sizes == [0, 1, 3] and choice.frozen == [0, 0, 1]
+
+
+def test_the_mean_of_a_prefix_is_over_the_classes_that_have_it():
+    choice = PrefixChoice(Multisize(period=1), [2, 4])
+    period(choice, [0.0], [0.0, 0.0, 0.0])
+    period(choice, [3.0], [3.0, 0.0, 4.0])
+    assert choice.sizes == [1, 3]  # 4 against a mean of 3
+
+
+def test_a_class_takes_the_best_of_the_prefixes_that_it_has():
+    choice = PrefixChoice(Multisize(period=1), [3, 5])
+    period(choice, [0.0, 0.0], [0.0, 0.0, 0.0, 0.0])
+    period(choice, [2.0, 1.0], [2.0, 1.0, 9.0, 0.0])
+    assert choice.sizes == [1, 3]
+
+
+def test_classes_of_one_image_have_no_choice():
+    choice = PrefixChoice(Multisize(period=1), [1, 1])
+    for _ in range(3):
+        period(choice, [], [])
+        assert choice.sizes == [0, 0] and choice.frozen == [0, 0]
+
+
+def test_a_prefix_weighs_its_share_of_the_images_if_it_is_to():
+    for proportional, weights in ((True, [0.75, 0.25]), (False, [1.0, 1.0])):
+        choice = PrefixChoice(
+            Multisize(period=1, per_class=True, proportional=proportional), [4, 4]
+        )
+        period(choice, [0.0, 0.0, 0.0], [0.0, 0.0, 0.0])
+        period(choice, [0.0, 0.0, 1.0], [1.0, 0.0, 0.0])
+        assert choice.sizes == [3, 1]
+        assert [choice.weight(index) for index in range(2)] == weights
+
+
+@pytest.mark.parametrize("cut", range(8))
+@pytest.mark.parametrize("within", [False, True])
+def test_from_a_state_the_choices_go_on_as_they_would_have(cut, within):
+    counts, generator = [2, 4, 5], torch.Generator().manual_seed(3)
+    # Distances of every class in a number of pixel steps that differs between outer iterations.
+    steps = [torch.rand(1 + outer % 3, 3, 4, generator=generator) for outer in range(9)]
+
+    def run(cut=None):
+        choice = PrefixChoice(Multisize(period=2, per_class=True), counts)
+        for outer, distances in enumerate(steps):
+            for number, step in enumerate(distances):
+                for index, count in enumerate(counts):
+                    choice.record(index, step[index, : count - 1])
+                if outer == cut and within and number == 0:
+                    choice = restored(choice)
+            choice.end_outer_iteration()
+            if outer == cut and not within:
+                choice = restored(choice)
+        return choice
+
+    def restored(choice):
+        fresh = PrefixChoice(choice.multisize, counts)
+        fresh.restore(choice.state())
+        return fresh
+
+    whole, parted = run(), run(cut)
+    assert parted.history == whole.history and len(whole.history) == 5
+    assert (parted.sizes, parted.frozen) == (whole.sizes, whole.frozen)
+    assert len({tuple(sizes) for sizes in whole.history}) > 2
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5])

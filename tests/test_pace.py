@@ -40,6 +40,26 @@ def test_the_clock_stops_before_an_iteration_that_would_be_late(monkeypatch):
     assert clock.over  # three more seconds would end at 21
 
 
+def test_the_clock_goes_on_from_a_state(monkeypatch):
+    readings(monkeypatch, 100, 110, 113)
+    clock = ByClock(20, CPU)
+    for _ in range(2):
+        clock.advance()
+    state = clock.state()
+    # Another process: it has begun, compiled for a while, and takes 2 seconds for an iteration.
+    readings(monkeypatch, 500, 540, 540, 542)
+    clock = ByClock(20, CPU)
+    clock.restore(state)
+    assert clock.share == 13 / 20 and not clock.over
+    clock.advance()
+    assert clock.share == 15 / 20 and not clock.over  # the longest of 3 seconds still fits
+    readings(monkeypatch, 543, 545)
+    clock.advance()
+    assert not clock.over
+    clock.advance()
+    assert clock.over  # 18 and 3
+
+
 def test_one_iteration_always_fits(monkeypatch):
     readings(monkeypatch, 0, 50)
     clock = ByClock(20, CPU)

@@ -20,6 +20,14 @@ def test_parts_are_as_even_as_can_be_and_random(count, parts, generator, device)
     assert len({tuple(parted.tolist()) for parted in divided}) > 1
 
 
+def test_the_generator_alone_says_which_parts(device):
+    before = torch.get_rng_state()
+    first, again = (
+        SubsetMatching(3).divide(64, torch.Generator().manual_seed(4), device) for _ in range(2)
+    )
+    assert torch.equal(first, again) and torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_weight_falls_linearly_to_0():
     matching = SubsetMatching(weight=0.8)
     weights = [matching.weight_at(share) for share in (0, 0.25, 0.5, 0.75)]
