@@ -300,7 +300,13 @@ def test_mir_and_rar_take_it():
 
 
 def test_er_aml_is_refused_when_it_would_never_end():
-    for size, fine in ((8, True), (9, False)):
+    # Of three stored images, of four each, one class has two and the other one.
+    for size, budget, least in (
+        (8, ImagesPerClass(2), 8),
+        (9, ImagesPerClass(2), 8),
+        (4, TotalImages(3), 4),
+        (5, TotalImages(3), 4),
+    ):
         network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(IMAGE_BYTES, 6))
         strategy = ER_AML(
             model=network,
@@ -309,13 +315,13 @@ def test_er_aml_is_refused_when_it_would_never_end():
             train_mb_size=size,
             evaluator=None,
         )
-        strategy.storage_policy = make_buffer()
+        strategy.storage_policy = make_buffer(budget=budget)
         strategy.experience = pairs()[0]
-        if fine:
+        if size <= least:
             strategy.storage_policy.update(strategy)
         else:
             with pytest.raises(
-                ArgumentError, match="`train_mb_size` of ER_AML is 9, but .* only 8"
+                ArgumentError, match=f"`train_mb_size` of ER_AML is {size}, but .* only {least}"
             ):
                 strategy.storage_policy.update(strategy)
 
@@ -552,9 +558,26 @@ def test_the_normalization_stays_that_of_the_first_experience():
         torch.testing.assert_close(again, image, atol=0.51 * 8 / 255, rtol=0)
 
 
+def test_seconds_are_those_of_all_processes_that_condensed():
+    class GoneOn(FirstImages):
+        def condense(self, *args, **kwargs):
+            return replace(super().condense(*args, **kwargs), seconds_before=1000.0)
+
+    buffer = make_buffer(GoneOn())
+    buffer.remember(pairs()[0], device="cpu")
+    assert buffer.seconds_before == [1000.0] and 1000 < buffer.seconds[0] < 1900
+
+
+def test_task_labels_can_be_left_out():
+    buffer = make_buffer(with_task_labels=False)
+    buffer.remember(triples()[0], device="cpu")
+    assert not buffer.carries_tasks and len(buffer.buffer[0]) == 2
+
+
 def test_max_size_counts_decoded_images():
     assert make_buffer(budget=TotalImages(7)).max_size == 28
     assert make_buffer(budget=Smallest((ImagesPerClass(2), TotalImages(7)))).max_size == 28
+    assert make_buffer(budget=Smallest((TotalImages(9), TotalImages(7)))).max_size == 28
     assert make_buffer(budget=ImagesPerClass(7)).max_size == sys.maxsize
     buffer = make_buffer(budget=ImagesPerClass(7), max_size=50)
     assert buffer.max_size == 50

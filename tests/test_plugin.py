@@ -41,6 +41,7 @@ from dc_replay.memory_only import MemoryOnlyPlugin
 from dc_replay.networks import convnet_for
 from dc_replay.pixels import Normalization
 from dc_replay.plugin import CondensedReplayPlugin
+from dc_replay.randomness import Purpose, stream
 
 SIDE = 8
 NETWORK = convnet_for((3, SIDE, SIDE), width=8)
@@ -407,10 +408,11 @@ def test_the_seed_decides(make):
     assert not torch.equal(runs[0][0], runs[2][0]) and not torch.equal(runs[0][1], runs[2][1])
 
 
-def test_replay_draws_nothing_from_global_generators():
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_replay_draws_nothing_from_global_generators(share):
     """So what else is random goes the way it would without replay."""
-    orders = []
-    options = options_of(augment=lambda images, _: images, match_storage=0.0)
+    orders, states = [], []
+    options = options_of(augment=lambda images, _: images, match_storage=share)
     for plugins in ([], [CondensedReplayPlugin(**options)]):
         batches = Batches()
         torch.manual_seed(7)
@@ -418,8 +420,44 @@ def test_replay_draws_nothing_from_global_generators():
         strategy = naive(*plugins, batches, network=network)
         for experience in pairs().train_stream:
             strategy.train(experience)
+        states.append(torch.get_rng_state())
         orders.append(torch.cat([b[0][:5] for seen in batches.seen for b in seen]))
-    assert torch.equal(*orders)
+    assert torch.equal(*states)
+    assert torch.equal(*orders) == (share == 0)
+
+
+@both_plugins
+def test_every_experience_has_draws_of_its_own(make):
+    seeds = []
+
+    def spy(images, generator):
+        seeds.append(generator.initial_seed())
+        return images
+
+    plugin = make(**options_of(augment=spy, seed=3))
+    strategy = naive(plugin)
+    for experience in pairs().train_stream:
+        strategy.train(experience)
+    # Replay beside new data begins with the second, and stores an experience after it.
+    before = (1, 2) if make is CondensedReplayPlugin else (1, 2, 3)
+    own = [stream(3, Purpose.REPLAYING, count, 0, device="cpu").initial_seed() for count in before]
+    assert list(dict.fromkeys(seeds)) == own and len(set(own)) == len(own)
+
+
+@both_plugins
+def test_a_normalization_that_is_given_is_taken(make):
+    given = Normalization.from_range([-4.0] * 3, [4.0] * 3)
+    plugin = make(**options_of(normalization=given))
+    naive(plugin).train(pairs().train_stream[0])
+    assert plugin.memory.normalization == given
+
+
+def test_a_smaller_last_batch_has_as_many_exemplars_as_the_others():
+    batches = Batches()
+    strategy = naive(CondensedReplayPlugin(**options_of()), batches, train_mb_size=8)
+    for experience in pairs().train_stream[:2]:
+        strategy.train(experience)
+    assert [len(batch[0]) for batch in batches.seen[1]][:3] == [16, 16, 12]
 
 
 def test_evaluation_sees_no_exemplars():
@@ -753,6 +791,15 @@ def test_the_length_of_an_epoch(shown, size, sizes):
     counts = torch.cat([batch[1] for batch in batches.seen[0]])[: sum(sizes)].bincount()
     if shown == 10:
         assert 8 * 2 <= int(counts[1]) <= 8 * 3
+
+
+def test_each_pass_over_the_memory_has_an_order_of_its_own():
+    plugin = MemoryOnlyPlugin(**options_of(presentations_per_stored=8, batch_size=16))
+    batches = Batches()
+    naive(plugin, batches, train_epochs=1).train(pairs().train_stream[0])
+    first, second = (batch[0].flatten(1) for batch in batches.seen[0])
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(first.sum(dim=1).sort()[0], second.sum(dim=1).sort()[0])
 
 
 @pytest.mark.parametrize("compression", [1, 3])
