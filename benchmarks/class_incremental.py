@@ -446,8 +446,7 @@ class State:
     """Where a run of one method and seed is.
 
     The model and the memory after its last step, and how far condensing and training are in the
-    next one.
-    Whoever is killed meanwhile leaves one step or the next, never a mixture.
+    next one. Whoever is killed meanwhile leaves one step or the next, never a mixture.
     """
 
     folder: Path

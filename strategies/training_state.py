@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from avalanche.core import SupervisedPlugin
 from torch import Generator, Tensor
+
+from dc_replay._writing import write_whole
 
 
 class TrainingState(SupervisedPlugin[Any]):
@@ -82,9 +84,9 @@ class TrainingState(SupervisedPlugin[Any]):
         if strategy.device.type == "cuda":
             state["random_of_gpu"] = torch.cuda.get_rng_state(strategy.device)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_suffix(".unfinished")
-        torch.save(state, unfinished)
-        os.replace(unfinished, self.path)
+        contents = io.BytesIO()
+        torch.save(state, contents)
+        write_whole(self.path, contents.getvalue(), name="training_state")
         self._saved = time.perf_counter()
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
