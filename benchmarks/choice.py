@@ -26,7 +26,7 @@ def choice_table(folder: Path) -> Table:
 
     Returns:
         A header and a line for each method that has finished. Seconds are those of condensing one
-        experience, on average, with the fastest seed: other work can only add to them.
+        experience, on average, with the seed to which other work has added least.
     """
     comparison = compare(ResultStore(folder).rows())[0]
     last = comparison.classes_seen[-1]

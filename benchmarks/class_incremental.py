@@ -217,7 +217,9 @@ class Run:
         state = State(self.arguments.out / "state" / f"{method}-{seed}")
         condensing = self.arguments.condensed or state.condensing
         # Others begin with the first step in any case.
-        training = None if method in WITHOUT_RECIPE else state.training(self.settings())
+        training = (
+            None if method in WITHOUT_RECIPE else state.training(self.settings(), self.device)
+        )
         contender = self._contender(method, seed, data, condensing, training)
         done = self._resume(contender, state, method, seed, stream)
         if done < state.steps():  # of rows that are not there any more
@@ -456,9 +458,10 @@ class State:
         """The folder of the condensation's own states."""
         return self.folder / "condensing"
 
-    def training(self, settings: Row) -> Path:
-        """The file of the state of training within a step, with these settings alone."""
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    def training(self, settings: Row, device: torch.device) -> Path:
+        """The file of the state of training within a step, with these settings and device alone."""
+        known = json.dumps({**settings, "device": device.type}, sort_keys=True)
+        digest = hashlib.sha256(known.encode()).hexdigest()
         return self.folder / f"training-{digest[:16]}.pt"
 
     def steps(self) -> int:

@@ -139,8 +139,8 @@ def _explanation(comparison: Comparison) -> str:
     sentences = [
         *_stored(comparison),
         "Test accuracy in percent over the classes seen so far, and its average over the steps;",
-        "forgetting in percentage points after the last step; seconds in total over the steps, of",
-        "the fastest seed.",
+        "forgetting in percentage points after the last step; seconds in total over the steps, the",
+        "least of the seeds.",
         _seeds(comparison),
     ]
     if not comparison.complete:
@@ -181,7 +181,7 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def _seconds(values: Sequence[float]) -> str:
-    """The least, because other work on the machine can only add to it."""
+    """The least, to which other work on the machine has added least."""
     if not values:
         return "–"
     least = min(values)

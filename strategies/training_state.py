@@ -12,7 +12,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Generator, Tensor
 
-from dc_replay._writing import write_whole
+from dc_replay._writing import remove_unfinished, write_whole
 
 
 class TrainingState(SupervisedPlugin[Any]):
@@ -44,6 +44,7 @@ class TrainingState(SupervisedPlugin[Any]):
         self._began = self._saved = time.perf_counter()
         self.seconds_before = 0.0
         self._all_epochs = strategy.train_epochs
+        remove_unfinished(self.path)
         if not self.path.exists():
             return
         state = torch.load(self.path, weights_only=True, map_location="cpu")

@@ -198,8 +198,16 @@ def test_run_stopped_in_training_continues_in_it(
         write(self, strategy, **kwargs)
         epochs.append((strategy.experience.current_experience, strategy.clock.train_exp_epochs))
         if epochs[-1] == end:
+            written.append(torch.load(self.path)["seconds"])
             raise KeyboardInterrupt
 
+    begin, before, written = TrainingState.before_training_exp, [], []
+
+    def note(self: TrainingState, strategy: Any, **kwargs: object) -> None:
+        begin(self, strategy, **kwargs)
+        before.append(self.seconds_before)
+
+    monkeypatch.setattr(TrainingState, "before_training_exp", note)
     trained = weights_after(3, monkeypatch)
     monkeypatch.setattr(TrainingState, "after_training_epoch", stop)
     main(smoke(whole, **changes), "x")
@@ -211,6 +219,7 @@ def test_run_stopped_in_training_continues_in_it(
     end = (0, 0)
     main(smoke(parted, **changes), "x")
     assert epochs == every  # none twice
+    assert [seconds for seconds in before if seconds] == written
     check_same(whole, parted, changes["methods"])
     assert [r["iterations"] for r in rows(parted)] == [r["iterations"] for r in rows(whole)]
     assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
@@ -225,15 +234,20 @@ def test_a_state_of_training_with_other_settings_is_not_used(
     with monkeypatch.context() as patched:
         patched.setattr(Run, "_forgetting", stop)
         with pytest.raises(KeyboardInterrupt):
-            main(smoke(tmp_path / "one", methods="random", epochs=2), "x")
-    [written] = (tmp_path / "one" / "state" / "random-0").glob("training-*")
+            main(smoke(tmp_path / "one", methods="random", epochs=3), "x")
     (tmp_path / "one" / "settings.json").unlink()
-    main(smoke(tmp_path / "one", methods="random", epochs=3), "x")
-    main(smoke(tmp_path / "other", methods="random", epochs=3), "x")
-    assert not written.exists()
+    main(smoke(tmp_path / "one", methods="random", epochs=2), "x")
+    main(smoke(tmp_path / "other", methods="random", epochs=2), "x")
     found, expected = rows(tmp_path / "one"), rows(tmp_path / "other")
-    assert [r["accuracy"] for r in found] == [r["accuracy"] for r in expected]
     assert [r["iterations"] for r in found] == [r["iterations"] for r in expected]
+    assert [r["accuracy"] for r in found] == [r["accuracy"] for r in expected]
+
+
+def test_a_state_of_training_on_another_device_is_not_used(tmp_path: Path) -> None:
+    on_cpu, on_gpu = (
+        State(tmp_path).training({"epochs": 3}, torch.device(name)) for name in ("cpu", "cuda")
+    )
+    assert on_cpu != on_gpu
 
 
 def test_seconds_of_training_are_those_of_all_processes(
