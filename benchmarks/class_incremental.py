@@ -282,7 +282,7 @@ class Run:
             decay=0.1 if arguments.protocol == "gdumb" else 0.2,
             match_storage=arguments.match_storage,
             augment=augmentation("color", "crop", "flip", "scale", "rotate") if batches else None,
-            cutmix=0.5 if batches else 0.0,
+            cutmix=0.5,
             **self.added,
             device=self.device,
             seed=seed,

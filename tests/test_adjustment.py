@@ -1,5 +1,6 @@
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -153,20 +154,28 @@ def test_a_head_that_grows():
         strategy.train(experience)
 
 
-def test_counts_go_on_over_the_parts_of_an_experience():
-    data = stream([12, 12, 12, 12], experiences=2)
-    online = split_online_stream(data.train_stream, experience_size=4, access_task_boundaries=True)
+@pytest.mark.parametrize(
+    ("told", "head", "expected"),
+    [
+        (True, IncrementalClassifier(4, initial_out_features=2, masking=False), [4, 8, 12] * 2),
+        (True, nn.Linear(4, 4), [4, 8, 12] * 2),
+        (False, nn.Linear(4, 4), [4, 8, 12, 16, 20, 24]),
+    ],
+    ids=["growing head", "boundaries", "boundless"],
+)
+def test_counts_go_on_over_the_parts_of_an_experience(told, head, expected):
+    data = stream([6, 6, 6, 6], experiences=2)
+    online = split_online_stream(data.train_stream, experience_size=4, access_task_boundaries=told)
     plugin, totals = LogitAdjustmentPlugin(), []
 
     class Count(SupervisedPlugin):
         def after_training_epoch(self, strategy, **kwargs):
             totals.append(int(plugin._counts.sum()))
 
-    model = nn.Sequential(IncrementalClassifier(4, initial_out_features=2, masking=False))
-    strategy = strategy_of(model, [plugin, Count()])
+    strategy = strategy_of(nn.Sequential(head), [plugin, Count()])
     for experience in online:
         strategy.train(experience)
-    assert totals == [4, 8, 12, 16, 20, 24] * 2
+    assert totals == expected
 
 
 def test_a_class_that_is_not_shown_is_held_down_as_without_it():
@@ -225,13 +234,16 @@ def test_a_head_for_each_task_is_refused():
         strategy.train(stream([8, 8, 8]).train_stream[0])
 
 
-def test_labels_that_are_no_classes_are_refused():
+@pytest.mark.parametrize(
+    "soften", [lambda labels: F.one_hot(labels, 3).float(), lambda labels: labels.float()]
+)
+def test_labels_that_are_no_classes_are_refused(soften):
     plugin, mixed = LogitAdjustmentPlugin(), Watch()
 
-    def soften(strategy, **kwargs):
-        strategy.mbatch[1] = F.one_hot(strategy.mbatch[1], 3).float()
+    def change(strategy, **kwargs):
+        strategy.mbatch[1] = soften(strategy.mbatch[1])
 
-    mixed.before_forward = soften
+    mixed.before_forward = change
     strategy = strategy_of(nn.Linear(3, 3), [mixed, plugin])
     with pytest.raises(ArgumentError, match="`mbatch` holds labels of shape .* counts integer"):
         strategy.train(stream([8, 8, 8]).train_stream[0])
@@ -247,15 +259,17 @@ def test_nothing_is_drawn_from_global_generators():
     assert torch.equal(weights([]), weights([LogitAdjustmentPlugin()]))
 
 
-def test_labels_that_the_loss_ignores_are_not_counted():
+@pytest.mark.parametrize("ignored", [-100, 255])
+def test_labels_that_the_loss_ignores_are_not_counted(ignored):
     plugin = LogitAdjustmentPlugin()
     model, watch = Raw(3, 3), Watch()
 
     def ignore(strategy, **kwargs):
-        strategy.mbatch[1][::2] = -100
+        strategy.mbatch[1][::2] = ignored
 
     watch.before_forward = ignore
-    strategy = strategy_of(model, [watch, plugin])
+    criterion = partial(F.cross_entropy, ignore_index=ignored)
+    strategy = strategy_of(model, [watch, plugin], criterion=criterion)
     seen = []
     watch.after_training_epoch = lambda strategy, **kwargs: seen.append(plugin._counts.sum())
     strategy.train(stream([8, 8, 8]).train_stream[0])

@@ -710,6 +710,18 @@ def test_task_labels_that_a_file_does_not_hold_are_told_of(tmp_path, recwarn):
         buffer.check(stream[2], device="cpu")
 
 
+def test_items_that_were_asked_for_before_an_experience_take_its_form(tmp_path):
+    stream = triples()
+    loaded, _ = saved(stream, tmp_path)
+    buffer = make_buffer()
+    buffer.memory = loaded
+    with pytest.warns(UserWarning, match="from a file"):
+        assert len(buffer.buffer[0]) == 2
+    with pytest.warns(UserWarning, match="task labels"):
+        buffer.check(stream[1], device="cpu")
+    assert len(buffer.buffer[0]) == 3
+
+
 def test_a_memory_of_another_form_is_refused():
     buffer = make_buffer()
     with pytest.raises(ArgumentError, match="`memory` is a str; pass an ExemplarMemory"):

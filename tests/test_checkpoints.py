@@ -19,10 +19,10 @@ from torch.utils.data import TensorDataset
 from dc_replay import _writing, checkpoints, recipes
 from dc_replay.budgets import ImagesPerClass
 from dc_replay.checkpoints import Checkpoint, Snapshot, fingerprint, joined
-from dc_replay.errors import ArgumentError
+from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.multisize import Multisize
 from dc_replay.networks import ConvNet, convnet_for
-from dc_replay.optimisation import OnReal
+from dc_replay.optimisation import OnReal, PixelStep
 from dc_replay.sampling import Representative
 from dc_replay.subsets import SubsetMatching
 
@@ -463,3 +463,23 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
         path.write_bytes(b"half")
     Checkpoint(tmp_path / "run[1]", "x")
     assert not left.exists() and other.exists()
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_message_counts_the_iterations_of_all_processes(tmp_path, monkeypatch):
+    def late(self, optimizer, share):
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr if share < 0.5 else 1e35
+
+    monkeypatch.setattr(PixelStep, "set_rate", late)
+    built = condenser("idc")
+    built = replace(built, update=Until(built.update, [3]))
+    with pytest.raises(Killed):
+        run(built, tmp_path / "state")
+    built.update.left.clear()
+    messages = []
+    for path in (None, tmp_path / "state"):
+        with pytest.raises(DivergedError) as caught:
+            run(built, path)
+        messages.append(str(caught.value))
+    assert "outer iteration 3" in messages[0] and messages[1] == messages[0]

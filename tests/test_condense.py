@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dc_replay import networks, pace, recipes
 from dc_replay.apprentice import Apprentice
-from dc_replay.augment import Augmentation
+from dc_replay.augment import Augmentation, augmentation
 from dc_replay.condense import Condensed, Condenser
 from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.formation import Formation
@@ -724,6 +724,55 @@ def test_each_network_is_fresh_warmed_up_and_updated():
     assert not any(torch.equal(seen[0][n], fresh[n]) for n in names if "head" in n)
 
 
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_network_is_warmed_up_for_as_many_epochs(epochs, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Apprentice, "train", lambda self, epochs: asked.append(epochs))
+    run(small("idc", warm_up=epochs, outer=2), *toy())
+    assert asked == [epochs, epochs]
+
+
+def test_samplers_are_told_what_the_iteration_before_drew():
+    @dataclass(frozen=True)
+    class Noting:
+        given: list = field(default_factory=list)
+
+        def draw(self, real, previous, inner, embed, generator):
+            drawn = [rows[inner : inner + 2] for rows in real.rows]
+            self.given.append((previous, inner, drawn))
+            return drawn
+
+    sampler = Noting()
+    run(small("idc", sampler=sampler, outer=2, inner=3), *toy())
+    assert [inner for _, inner, _ in sampler.given] == [0, 1, 2] * 2
+    before = None
+    for previous, inner, drawn in sampler.given:
+        if inner == 0:
+            assert previous is None
+        else:
+            assert all(map(torch.equal, previous, before))
+        before = drawn
+
+
+def test_real_and_condensed_images_of_a_class_are_augmented_alike_and_classes_unlike():
+    seen = []
+
+    @dataclass(frozen=True)
+    class Spy(FeatureMatching):
+        def statistics(self, network, parameters, images, labels, shares):
+            seen.append(images.detach().clone())
+            return super().statistics(network, parameters, images, labels, shares)
+
+    images, _ = toy((6,))
+    # Both classes have the same images, and what is condensed begins with all of them.
+    both = images.repeat(2, 1, 1, 1), torch.arange(2).repeat_interleave(6)
+    parts = {"sampler": Everything(), "selection": First(), "augment": augmentation("color")}
+    run(small("idc_i", objective=Spy(), inner=1, **parts), *both, quotas=6)
+    real, condensed, others, _ = seen
+    torch.testing.assert_close(real, condensed)
+    assert not torch.allclose(real, others)
+
+
 def test_forgetting_is_counted_between_epochs():
     images, labels = toy((3, 2))
     real = RealImages(images, labels, (0, 1), NORMALIZATION)
@@ -1164,6 +1213,15 @@ def test_what_is_optimised_with_compression_is_what_can_be_stored(monkeypatch):
     torch.testing.assert_close(code.keep(moved), moved, atol=1e-4, rtol=0)
     # All layers of a class move.
     assert (moved - code.keep(start)).view(2, 4, -1).norm(dim=2).min() > 1e-3
+
+
+def test_what_is_optimised_with_compression_is_so_between_the_steps_too():
+    recorder, code = Recorder(), Formation(2, compression=4)
+    condenser = small("idc", selection=None, update=recorder, inner=3)
+    run(replace(condenser, formation=code), *toy((20, 20)), quotas=1)
+    assert len(recorder.seen) == 3
+    for stored in (class_pixels for step in recorder.seen for class_pixels in step):
+        torch.testing.assert_close(code.keep(stored), stored, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["idc", "dc"])

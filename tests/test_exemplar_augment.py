@@ -22,7 +22,7 @@ from dc_replay import (
     recipes,
 )
 from dc_replay.batch_changes import value_changes
-from dc_replay.exemplar_augment import training_changes
+from dc_replay.exemplar_augment import check_transform, training_changes
 from dc_replay.random_changes import random_changes
 
 SIDE = 8
@@ -332,14 +332,30 @@ def test_avalanche_replays_exemplars_as_it_trains_on_new_images():
     assert all(is_one_of(image.flip(-1), stored) for image in exemplars)
 
 
+def changes_of(dataset, channels=3):
+    shape = (channels, SIDE, SIDE)
+    generator = torch.Generator().manual_seed(0)
+    return training_changes(dataset, shape, device=torch.device("cpu"), generator=generator)
+
+
 def test_looking_for_transforms_draws_nothing_from_global_generators():
-    dataset = benchmark(v2.Compose([v2.RandomHorizontalFlip(), NORMALIZE])).train_stream[0].dataset
-    before = torch.get_rng_state()
-    changes, _ = training_changes(
-        dataset,
-        (3, SIDE, SIDE),
-        device=torch.device("cpu"),
-        generator=torch.Generator().manual_seed(0),
-    )
-    assert changes
-    assert torch.equal(torch.get_rng_state(), before)
+    noise = v2.Lambda(lambda image: image + torch.randn(()))
+    for evaluation, followed in (([NORMALIZE], True), ([noise, NORMALIZE], False)):
+        train = v2.Compose([v2.RandomHorizontalFlip(), *evaluation])
+        dataset = benchmark(train, v2.Compose(evaluation)).train_stream[0].dataset
+        before = torch.get_rng_state()
+        assert bool(changes_of(dataset).changes) == followed
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_crops_of_images_with_other_channels_are_left_out():
+    train = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop(SIDE, padding=2), NORMALIZE])
+    dataset = benchmark(train).train_stream[0].dataset
+    assert [type(change).__name__ for change in changes_of(dataset).changes] == ["Flip", "Crop"]
+    found = changes_of(dataset, channels=1)
+    assert [type(change).__name__ for change in found.changes] == ["Flip"]
+    assert found.left_out == ("RandomCrop",)
+
+
+def test_a_transform_that_does_not_say_what_it_takes_is_trusted():
+    check_transform(torch.relu)

@@ -214,6 +214,14 @@ def test_compression_leaves_of_new_images_what_it_leaves_of_exemplars(factor, ge
 # Several images in the bytes of one
 
 
+def test_images_that_fill_up_a_layer_are_like_those_in_it(generator):
+    """So that they add no edges, whose traces the others would show."""
+    formation = Formation(2, compression=4)
+    images = torch.rand(5, 3, 16, 16, generator=generator)
+    filled = torch.cat([images, images[:1].expand(3, -1, -1, -1)])
+    assert torch.equal(formation.as_stored(images), formation.as_stored(filled)[:5])
+
+
 def compressed(formation, count, shape, generator):
     """Stored bytes, and each image that they hold, by its own code."""
     length = math.prod(shape) // formation.compression

@@ -74,6 +74,19 @@ def test_features_by_class_follow_the_rows_whatever_the_batches():
     torch.testing.assert_close(large, torch.cat(real.features_by_class(embed)))
 
 
+def test_batches_have_one_size_for_all_classes_and_for_some():
+    sizes = []
+
+    def embed(images):
+        sizes.append(len(images))
+        return flat(images)
+
+    real = real_images([4, 1, 3])
+    real.outputs(embed, batch=3)
+    real.outputs(embed, batch=3, classes=range(1, 2))
+    assert sizes == [3] * 4
+
+
 @pytest.mark.parametrize("count", [1, 5, 6, 7, 20])
 def test_fill_uses_every_row_before_any_again(count, device):
     rows = torch.tensor([3, 8, 9, 11, 20, 21], device=device)
@@ -81,6 +94,12 @@ def test_fill_uses_every_row_before_any_again(count, device):
     assert len(chosen) == count and chosen.device == rows.device
     times = [int((chosen == row).sum()) for row in rows]
     assert sum(times) == count and max(times) - min(times) <= 1
+
+
+def test_fill_orders_each_pass_anew():
+    rows = torch.arange(20)
+    first, second = fill(rows, 40, seeded()).split(20)
+    assert not torch.equal(first, second) and torch.equal(second.sort().values, rows)
 
 
 def test_uniform_draws_without_replacement_and_fills(device):
@@ -178,6 +197,21 @@ def test_nearest_to_centres_equals_a_loop_over_the_same_clusters(
         assert found.tolist() == slow_nearest(features, member.tolist(), clusters)
         assert len(set(found.tolist())) == len(found) <= clusters
         assert found.dtype == torch.int64
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clusters_are_those_that_a_loop_comes_to_rest_at(seed):
+    features = torch.randn(80, 3, dtype=torch.float64, generator=seeded(seed))
+    centres = features[torch.randperm(80, generator=seeded(seed))[:6]]
+    rounds, member, before = 0, None, None
+    while before is None or not torch.equal(member, before):
+        before = member
+        member = torch.cdist(features, centres).argmin(dim=1)
+        centres = torch.stack([features[member == number].mean(dim=0) for number in range(6)])
+        rounds += 1
+    assert 3 < rounds < 19
+    found = nearest_to_centres(features, 6, seeded(seed))
+    assert found.tolist() == slow_nearest(features, member.tolist(), 6)
 
 
 def test_no_allocation_is_tried_and_the_clusters_are_the_librarys(monkeypatch):

@@ -192,6 +192,17 @@ def test_a_seed_gives_one_choice_and_the_global_generator_is_left_alone(selectio
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_images_that_complete_a_choice_are_drawn_at_random():
+    real = real_images([8, 6])
+    alike = torch.ones(14, 3, dtype=torch.float64)  # one cluster, so one image is chosen
+    completed = [
+        ClusterCentres(2).choose(real, [5, 6], FakeLearner(real, alike), seeded(seed))[0]
+        for seed in range(6)
+    ]
+    assert all(len(rows.unique()) == 5 for rows in completed)
+    assert len({tuple(rows.tolist()) for rows in completed}) > 1
+
+
 @pytest.mark.parametrize("selection", [Herding, KCenter, ClusterCentres])
 def test_negative_epochs_are_refused(selection):
     selection(0)

@@ -54,6 +54,15 @@ def test_measured_curves_stand_beside_the_published(tmp_path: Path) -> None:
     assert len(lines) == sum(map(len, PUBLISHED.values())) + 1
 
 
+def test_the_best_is_the_highest_after_the_last_step(tmp_path: Path) -> None:
+    results(tmp_path / "few", "idc", {0: [90.0, 20.0]})
+    results(tmp_path / "few", "dm", {0: [50.0, 30.0]})
+    _, lines = published_table(tmp_path, scales={"fast": {"convnet3": "few"}})
+    cells = {(line[0], line[1]): line[3] for line in lines}
+    assert cells["convnet3", "dm"] == "**50.0 30.0 (1 seed)**"
+    assert cells["convnet3", "idc"] == "90.0 20.0 (1 seed)"
+
+
 def test_it_stands_between_its_markers(tmp_path: Path) -> None:
     text = "a\n<!-- published -->\nold\n<!-- end of published -->\nb"
     found = updated(text, root=tmp_path)

@@ -16,6 +16,7 @@ from benchmarks.report import (
     accuracy_plot,
     exemplar_sheet,
     markdown_report,
+    results_section,
     terminal_table,
     write_report,
 )
@@ -113,9 +114,59 @@ def test_seconds_are_the_least_of_the_seeds() -> None:
     assert "the least of the seeds" in report(found)
 
 
+def test_seeds_without_a_step_on_the_way_stay_out_too() -> None:
+    third = [
+        {**row, "step": 2, "classes_seen": 6, "accuracy": row["accuracy"] - 20}
+        for row in rows(seeds=2)
+        if row["step"] == 1
+    ]
+    missing = ("dm", 1, 1)
+    found = [
+        row
+        for row in (*rows(seeds=2), *third)
+        if (row["method"], row["seed"], row["step"]) != missing
+    ]
+    idc, dm = compare(found)[0].methods
+    assert idc.average == [70.0, 60.0] and dm.average == [50.0]
+
+
 def test_newest_row_counts() -> None:
     again = {**rows()[0], "accuracy": 95.0}
     assert cells(report([*rows(), again]), "idc")[3] == "95.0"
+
+
+def test_rows_say_where_they_come_from() -> None:
+    later = rows(commit="def5678", versions={"torch": "2.15.0", "avalanche-lib": "0.6.0"})
+    both = report([*rows(), *later])
+    for line in (
+        "| commit | abc1234, def5678 |",
+        "| preset | smoke |",
+        "| torch | 2.11.0, 2.15.0 |",
+        "| avalanche-lib | unknown, 0.6.0 |",
+    ):
+        assert line in both
+    section = results_section([*rows(), *later], "x")
+    assert "torch 2.15.0, preset `smoke`, commits abc1234, def5678:" in section
+    assert "commit abc1234:" in results_section(rows(), "x")
+
+
+def test_bars_in_cells_do_not_end_them() -> None:
+    assert "| `methods` | `a\\|b` |" in markdown_report(rows(), "x", settings={"methods": "a|b"})
+
+
+@pytest.mark.parametrize("field", ["network", "data", "protocol"])
+def test_rows_of_other_comparisons_are_kept_apart(field: str) -> None:
+    first, second = compare([*rows(), *rows(**{field: "other", "accuracy": 10.0})])
+    assert getattr(first, field) != getattr(second, field) == "other"
+    assert first.methods[0].accuracy == {2: [90.0], 4: [70.0]}
+    assert second.methods[0].accuracy == {2: [10.0], 4: [10.0]}
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(999, "999 bytes"), (2560, "2.56 kB"), (6_144_000, "6.14 MB")]
+)
+def test_bytes_are_said_in_their_unit(count: int, said: str) -> None:
+    assert f"{said} stored" in terminal_table(rows(stored_bytes=count))
 
 
 def test_unequal_memory_is_said() -> None:
