@@ -159,9 +159,9 @@ class _Block(nn.Module):
         shrink: list[nn.Module] = [HalvingPool()] if pool and stride > 1 else []
         self.main = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride=step, padding=1, bias=False),
-            *shrink,
             _norm(norm, outputs),
             nn.ReLU(),
+            *shrink,
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
             _norm(norm, outputs),
         )
@@ -226,7 +226,11 @@ class ResNet10(FeatureNetwork):
 
 
 def resnet_ap10(classes: int, *, channels: int = 3, width: int = 32) -> ResNet10:
-    """ResNetAP-10, the matching network for 224x224 images."""
+    """ResNetAP-10, the matching network for 224x224 images.
+
+    Here it begins as for 32x32 images. As published, the first convolution has 64 channels and, for
+    more than 64 pixels to a side, is pooled: by 2, and for more than 128 by 4 and of 7x7 pixels.
+    """
     return ResNet10(classes, channels=channels, width=width, norm="instance", pool=True)
 
 

@@ -47,22 +47,33 @@ def test_the_subset_is_drawn_without_replacement():
     assert {position for index in drawn for position in index} == set(range(12))
 
 
+def test_the_subset_is_drawn_from_the_generator_alone():
+    before = torch.get_rng_state()
+    found = []
+    for seed in (0, 0, 1):
+        found.append(compare([3], real_images([6]), most=7, seed=seed).draw(0).index)
+        torch.rand(1)
+    torch.set_rng_state(before)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
 def test_with_prefixes_each_stored_image_is_drawn_and_counts_the_same():
     comparison = compare([5], real_images([9]), most=12, multisize=Multisize())
-    found = set()
+    found, often = set(), set()
     for _ in range(40):
         drawn = comparison.draw(0)
         image = drawn.index // 4
         assert len(drawn.index) == len(drawn.index.unique()) == 12
         counts = torch.bincount(image, minlength=5)
         assert counts.min() == 2 and counts.max() == 3
+        often |= set(counts.eq(3).nonzero().flatten().tolist())
         mass = torch.zeros(5).index_add(0, image, drawn.shares)
         torch.testing.assert_close(mass, torch.full((5,), 0.2))
         for size, prefix in enumerate(drawn.prefixes, start=1):
             mass = torch.zeros(5).index_add(0, image, prefix)
             torch.testing.assert_close(mass, torch.tensor([1 / size] * size + [0.0] * (5 - size)))
         found |= set(drawn.index.tolist())
-    assert found == set(range(20))
+    assert found == set(range(20)) and often == set(range(5))
 
 
 def test_parts_stay_the_same_and_their_weight_falls():
@@ -80,6 +91,18 @@ def test_parts_stay_the_same_and_their_weight_falls():
     again = compare([2, 1], real, subsets=SubsetMatching(2, 0.5), seed=1)
     different = [again.terms(1, again.draw(1), rows, 0).real, first.real]
     assert not torch.equal(*different)
+
+
+def test_an_image_is_in_one_part_whatever_else_is_drawn():
+    comparison = compare([3], real_images([20]), most=5, subsets=SubsetMatching(3, 0.5))
+    part = {}
+    for _ in range(30):
+        drawn = comparison.draw(0)
+        terms = comparison.terms(0, drawn, torch.arange(20), 0)
+        for image, shares in zip(drawn.index.tolist(), terms.synthetic.T, strict=True):
+            (own,) = shares.nonzero().flatten().tolist()
+            assert part.setdefault(image, own) == own
+    assert set(part) == set(range(12)) and set(part.values()) == {0, 1, 2}
 
 
 def test_the_matched_prefix_joins_the_whole_and_its_parts():
@@ -102,6 +125,19 @@ def test_a_prefix_weighs_1_or_its_share_of_the_images(proportional, weight):
     comparison = compare([4], real_images([8]), multisize=multisize)
     terms = comparison.terms(0, comparison.draw(0), torch.arange(4), 0)
     assert terms.weights.tolist() == [1, weight]
+
+
+def test_each_class_has_the_size_and_the_weight_of_its_own_prefix():
+    multisize = Multisize(period=1, proportional=True)
+    comparison = compare([3, 4], real_images([8, 6]), each=1, multisize=multisize)
+    comparison.choice.sizes = [1, 2]
+    for position, (count, size) in enumerate([(3, 1), (4, 2)]):
+        terms = comparison.terms(position, comparison.draw(position), torch.arange(4), 0)
+        assert terms.weights.tolist() == pytest.approx([1, size / count])
+        expected = [1 / size] * size + [0.0] * (count - size)
+        torch.testing.assert_close(
+            terms.synthetic_mix[-1] @ terms.synthetic, torch.tensor(expected)
+        )
 
 
 def test_frozen_images_get_no_update():
@@ -141,12 +177,17 @@ def test_one_image_per_class_has_no_smaller_prefix_and_it_says_so_once():
 def test_prefixes_need_a_decoded_image_of_each_stored_one():
     with pytest.raises(ArgumentError, match="`most_decoded` is 4, but class 10 stores 5 images"):
         compare([5], real_images([9]), most=4, multisize=Multisize())
+    drawn = compare([4], real_images([9]), most=4, multisize=Multisize()).draw(0)
+    assert (drawn.index // 4).tolist() == [0, 1, 2, 3]
 
 
 def test_there_may_be_no_more_parts_than_decoded_images():
     message = "`parts` is 5, but class 10 has only 2 decoded images; use at most 2"
     with pytest.raises(ArgumentError, match=message):
         compare([2], real_images([4]), each=1, subsets=SubsetMatching(5))
+    # Also where there are fewer real images than decoded ones, but more than stored ones.
+    with pytest.raises(ArgumentError, match="`parts` is 9, .* has only 8 decoded images"):
+        compare([2], real_images([6]), each=4, subsets=SubsetMatching(9))
 
 
 @pytest.mark.parametrize(("each", "matched"), [(1, 1), (4, 1)])

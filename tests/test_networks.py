@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
+from torch.nn import functional as F
+from torchvision.models import densenet121, resnet18
 
 from dc_replay import networks
 from dc_replay.errors import ArgumentError
@@ -58,8 +59,9 @@ def test_convnet_halves_the_sides_in_each_layer(channels, height, width, depth, 
     torch.testing.assert_close(network(batch), network.head(network.embed(batch)))
 
 
-def test_convnet_has_the_published_layers():
-    network = ConvNet(10)
+@pytest.mark.parametrize("factory", [ConvNet, convnet_for((3, 32, 32))], ids=["class", "factory"])
+def test_convnet_has_the_published_layers(factory):
+    network = factory(10)
     kinds = [type(layer).__name__ for layer in network.layers]
     assert kinds == ["Conv2d", "InstanceNorm", "ReLU", "HalvingPool"] * 3
     assert sum(p.numel() for p in network.parameters()) == 320_010
@@ -139,6 +141,33 @@ def test_resnet10_shapes(norm, pool, device):
     assert strided != pool
 
 
+def slow_block(block, images, stride, pool):
+    """A basic block layer by layer: strided, or pooled before the second convolution."""
+    first, norm, *_, second, last = block.main
+    step = {"stride": 1 if pool else stride, "padding": 1}
+    found = F.relu(norm(F.conv2d(images, first.weight, **step)))
+    if pool and stride > 1:
+        found = F.avg_pool2d(found, stride)
+    found = last(F.conv2d(found, second.weight, padding=1))
+    if stride == 1:
+        return F.relu(found + images)
+    layer, *_, norm = block.shortcut
+    beside = F.conv2d(images, layer.weight, stride=step["stride"])
+    return F.relu(found + norm(F.avg_pool2d(beside, stride) if pool else beside))
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize("pool", [False, True])
+def test_resnet10_equals_its_layers_one_by_one(norm, pool, device):
+    network = ResNet10(3, channels=2, width=4, norm=norm, pool=pool).to(device)
+    batch = images(3, 2, 16, 24).to(device)
+    stem, first, _, *blocks = network.layers
+    found = F.relu(first(F.conv2d(batch, stem.weight, padding=1)))
+    for block, stride in zip(blocks, (1, 2, 2, 2), strict=True):
+        found = slow_block(block, found, stride, pool)
+    torch.testing.assert_close(network.embed(batch), found.mean(dim=(2, 3)))
+
+
 def has_kind(network, kind):
     return any(isinstance(module, kind) for module in network.modules())
 
@@ -155,6 +184,7 @@ def test_resnet_ap10_pools_and_keeps_no_batch_statistics():
     network = resnet_ap10(4, channels=1, width=2)
     assert not has_kind(network, nn.BatchNorm2d) and has_kind(network, nn.AvgPool2d)
     assert network(images(1, 1, 32, 32)).shape == (1, 4)
+    assert network.head.in_features == 8 * 2
 
 
 def test_densenet121_has_a_stem_for_small_images():
@@ -164,6 +194,15 @@ def test_densenet121_has_a_stem_for_small_images():
         assert network.embed(batch).shape == (1, 1024)
         assert network(batch).shape == (1, 3)
         assert network.layers.conv0(batch).shape[-2:] == (32, 32)
+        stem = network.layers.relu0(network.layers.norm0(network.layers.conv0(batch)))
+        assert network.layers[:4](batch).equal(stem)  # which is not pooled
+        expected = network.layers(batch).clamp(min=0).mean(dim=(2, 3))
+        torch.testing.assert_close(network.embed(batch), expected)
+    assert sum(p.numel() for p in network.head.parameters()) == 3 * 1025
+    # torchvision's, whose stem has 7x7 weights of three channels.
+    theirs = sum(p.numel() for p in densenet121(num_classes=3).parameters())
+    ours = sum(p.numel() for p in network.parameters())
+    assert ours == theirs - 64 * 3 * 49 + 64 * 9
 
 
 @pytest.mark.parametrize(
