@@ -16,13 +16,14 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from dc_replay import _writing, checkpoints, recipes
+from dc_replay import _writing, checkpoints, programs, recipes
 from dc_replay.budgets import ImagesPerClass
 from dc_replay.checkpoints import Checkpoint, Snapshot, fingerprint, joined
 from dc_replay.errors import ArgumentError, DivergedError
 from dc_replay.multisize import Multisize
 from dc_replay.networks import ConvNet, convnet_for
 from dc_replay.optimisation import OnReal, PixelStep
+from dc_replay.pixels import Normalization
 from dc_replay.sampling import Representative
 from dc_replay.subsets import SubsetMatching
 
@@ -312,6 +313,60 @@ def test_parts_of_a_snapshot_come_back():
     both = joined({"a": first, "b": Snapshot({}, {"v": 2})})
     assert both.part("a").tensors.keys() == {"t"} and both.part("a").values == {"v": [1]}
     assert both.part("b") == Snapshot({}, {"v": 2})
+
+
+def other_classes():
+    images, labels = toy()
+    return images, labels + 1
+
+
+STRUCTURE = {"bias": True}
+
+
+def by_a_global(classes):
+    """Its own code does not tell what it builds."""
+    layer = torch.nn.Linear(SHAPE[0] * SHAPE[1] * SHAPE[2], classes, bias=STRUCTURE["bias"])
+    return torch.nn.Sequential(torch.nn.Flatten(), layer)
+
+
+@pytest.mark.parametrize("change", ["classes", "normalization", "version", "network"])
+def test_a_state_of_what_is_not_seen_in_the_recipe_is_refused_too(change, tmp_path, monkeypatch):
+    built = condenser("dm", network=by_a_global)
+
+    def condense(data, normalization=None):
+        images, labels = data
+        return built.condense(
+            images,
+            labels,
+            quotas=1,
+            generator=seeded(1),
+            normalization=normalization,
+            checkpoint=tmp_path / "state",
+        )
+
+    condense(toy())
+    before = (tmp_path / "state").read_bytes()
+    condense(toy(), Normalization.identity(SHAPE[0]))  # which is what none means
+    assert (tmp_path / "state").read_bytes() == before
+    given = [other_classes() if change == "classes" else toy()]
+    if change == "normalization":
+        given.append(Normalization([0.1] * SHAPE[0], [0.5] * SHAPE[0]))
+    if change == "version":
+        monkeypatch.setattr("dc_replay.condense.own_version", lambda: "another")
+    if change == "network":
+        monkeypatch.setitem(STRUCTURE, "bias", False)
+        programs._cached.cache_clear()  # as in another process
+    with pytest.raises(ArgumentError, match="which belongs to another recipe"):
+        condense(*given)
+
+
+def test_a_finished_state_is_not_written_again(tmp_path):
+    path = tmp_path / "state"
+    run(condenser("idc"), path)
+    before = path.stat()
+    run(condenser("idc"), path)
+    after = path.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_fingerprints_tell_values_apart_and_not_addresses():

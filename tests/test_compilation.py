@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,6 +33,9 @@ def test_modes():
     assert wanted("auto", steps=STEPS_THAT_REPAY)
     assert wanted("auto", seconds=SECONDS_THAT_REPAY)
     assert not wanted("auto", seconds=SECONDS_THAT_REPAY - 1)
+    # What preset fast does for an experience, and what the quick start does.
+    assert wanted("auto", steps=160 * 20) and not wanted("auto", steps=10 * 2)
+    assert wanted("auto", seconds=300) and not wanted("auto", seconds=60)
 
 
 @pytest.mark.parametrize("mode", ["yes", None, 2])
@@ -76,6 +80,38 @@ def test_where_compiling_fails_a_warning_says_why_once_and_it_runs_uncompiled(mo
         warnings.simplefilter("error")
         assert torch.equal(run(torch.ones(2)), torch.full((2,), 2.0))
     assert len(tries) == 1
+
+
+def test_the_first_of_two_failures_is_told(monkeypatch):
+    def failing(function, *, mode=None, **options):
+        def run(values):
+            raise RuntimeError("with graphs" if mode else "without graphs")
+
+        return run
+
+    monkeypatch.setattr(compilation.torch, "compile", failing)
+    run = compiled(double, True, graphs=True)
+    with pytest.warns(RuntimeWarning, match="runs uncompiled, .* RuntimeError: with graphs"):
+        assert torch.equal(run(torch.ones(2)), torch.full((2,), 2.0))
+
+
+def test_one_process_compiles_many_shapes():
+    ran = []
+
+    def backend(graph, example):
+        def call(*arguments):
+            ran.append(len(example))
+            return graph.forward(*arguments)
+
+        return call
+
+    run = torch.compile(double, backend=backend, dynamic=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compilation.torch, "compile", lambda function, **options: run)
+        several = compiled(double, True)
+    for count in range(2, 14):  # more than torch compiles by default
+        assert torch.equal(several(torch.ones(count)), torch.full((count,), 2.0))
+    assert len(ran) == 12
 
 
 def test_compiling_may_fail_for_a_later_shape(monkeypatch):
@@ -169,21 +205,20 @@ AUGMENT = augmentation("color", "crop", "cutout")
 SCALE = Normalization((0.4,), (0.3,)).scale("cpu")
 
 
-def program(objective=None, *, classes=2, precision="float32", compile=False):
-    return programs(
-        Plan(
-            factory=NETWORK,
-            classes=classes,
-            shape=SHAPE,
-            device=CPU,
-            objective=objective,
-            formation=Formation(2),
-            augment=AUGMENT,
-            training=TRAINING,
-            precision=precision,
-            compile=compile,
-        )
+def program(objective=None, **changed):
+    plan = Plan(
+        factory=NETWORK,
+        classes=2,
+        shape=SHAPE,
+        device=CPU,
+        objective=objective,
+        formation=Formation(2),
+        augment=AUGMENT,
+        training=TRAINING,
+        precision="float32",
+        compile=False,
     )
+    return programs(replace(plan, **changed))
 
 
 def class_batch(generator, terms=None):
@@ -208,6 +243,22 @@ def test_programs_are_built_once_for_equal_arguments():
     assert program(BidirectionalMatching()) is not first
     assert program(GradientMatching(), classes=3) is not first
     assert program(GradientMatching(), precision="auto") is not first
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"training": NetworkTraining(batch=3)},
+        {"augment": augmentation("flip")},
+        {"compile": True},
+        {"classes_at_once": 2},
+        {"formation": Formation(1)},
+        {"classes": 4},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_programs_of_other_arguments_are_others(changed):
+    assert program(GradientMatching(), **changed) is not program(GradientMatching())
 
 
 def test_building_programs_draws_nothing():

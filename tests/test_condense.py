@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dc_replay import networks, pace, recipes
+from dc_replay import condense, networks, pace, recipes
 from dc_replay.apprentice import Apprentice
 from dc_replay.augment import Augmentation, augmentation
 from dc_replay.condense import Condensed, Condenser
@@ -1260,6 +1260,65 @@ def test_what_is_optimised_stays_so_when_it_is_clamped_and_where_it_begins(name,
 def test_what_is_no_part_is_refused_at_once(parts, message):
     with pytest.raises(ArgumentError, match=message):
         replace(recipes.idc(), **parts)
+
+
+def test_the_defaults_are_idcs_loops_for_a_while():
+    condenser = Condenser(name="x")
+    assert (condenser.outer, condenser.inner, condenser.most_decoded) == (60, 100, 128)
+    assert condenser.compile == condenser.precision == "auto"
+    assert condenser.seconds is condenser.classes_at_once is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "classes", "compiles"),
+    [
+        ({"inner": 100}, 9, False),
+        ({"inner": 100}, 10, True),
+        ({"inner": 100, "compile": True}, 1, True),
+        ({"inner": 10_000, "compile": False}, 10, False),
+        ({"inner": 10_000, "seconds": 60}, 10, False),
+        ({"inner": 1, "seconds": 300}, 1, True),
+        ({"inner": 10_000, "objective": None}, 10, False),
+    ],
+)
+def test_its_steps_are_compiled_where_that_repays(parts, classes, compiles, monkeypatch):
+    plans = []
+    monkeypatch.setattr(condense, "programs", plans.append)
+    augment, training = augmentation("flip"), NetworkTraining(batch=3)
+    condenser = small("idc", classes_at_once=2, augment=augment, training=training)
+    condenser = replace(condenser, **{"compile": "auto", "outer": 1, **parts})
+    condenser.check((3, 8, 8), classes)
+    (plan,) = plans
+    assert plan.compile == compiles and plan.classes == max(2, classes)
+    assert (plan.augment, plan.training, plan.classes_at_once) == (augment, training, 2)
+    assert (plan.shape, plan.device, plan.precision) == ((3, 8, 8), CPU, "float32")
+
+
+def test_raw_images_stay_raw_when_they_are_compressed():
+    for compression in (1, 10):
+        assert recipes.herding(compression=compression).stores_raw_images
+    assert not recipes.herding(factor=2).stores_raw_images
+    assert not recipes.dream_plus(factor=1).stores_raw_images
+
+
+@pytest.mark.parametrize(
+    ("outer", "parts", "warned"),
+    [(2, {}, True), (3, {}, False), (2, {"seconds": 0.01}, False)],
+    ids=["too few", "enough", "by the clock"],
+)
+def test_a_period_that_is_too_long_is_warned_of(outer, parts, warned, recwarn):
+    condense._say_that_nothing_is_chosen.cache_clear()
+    condenser = small("idc", outer=outer, inner=1, multisize=Multisize(period=1), **parts)
+    run(condenser, *toy())
+    assert any("`period` of Multisize is 1" in str(w.message) for w in recwarn) == warned
+
+
+def test_what_was_checked_without_gradients_has_them_later():
+    condenser = small("idc", network=convnet_for((3, 8, 8), width=7))
+    _cached.cache_clear()
+    with torch.inference_mode():
+        condenser.check((3, 8, 8), 2)
+    run(condenser, *toy())
 
 
 def test_parts_that_nothing_uses_may_be_none():

@@ -57,11 +57,23 @@ def test_none_at_all_can_be_held():
     assert len(empty.prefix({1: 1})) == 0
 
 
+@pytest.mark.parametrize("quota", [-1, 1.5, "x"])
+def test_a_quota_that_counts_nothing_is_refused(exemplars, quota):
+    with pytest.raises(ArgumentError, match=rf"`quotas\[2\]` is {quota!r}; pass a whole number"):
+        exemplars.prefix({7: 1, 2: quota})
+
+
 def test_it_moves_between_devices(exemplars, device):
     moved = exemplars.to("cpu").to(device)
     assert moved.pixels.device == exemplars.pixels.device
     assert torch.equal(moved.pixels, exemplars.pixels)
     assert torch.equal(moved.labels, exemplars.labels)
+
+
+@pytest.mark.parametrize("label", [5.5, 5.0, "5"])
+def test_a_class_is_a_whole_number(exemplars, label):
+    with pytest.raises(ArgumentError, match=f"`label` is {label}, but the classes held are"):
+        exemplars.of_class(label)
 
 
 def test_a_class_that_is_not_held_is_an_error(exemplars):

@@ -1,9 +1,11 @@
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from dc_replay import matching
 from dc_replay.augment import Augmentation, Crop, Cutout, Flip, Rotate, Scale, augmentation
 from dc_replay.errors import ArgumentError, DCReplayError
 from dc_replay.formation import Formation
@@ -208,3 +210,34 @@ def test_a_device_that_is_full_with_one_class_is_an_error():
     ):
         launched(0, 2, 2)
     assert not isinstance(caught.value, ArgumentError)
+
+
+def test_as_many_classes_as_a_share_of_the_free_memory_holds(monkeypatch):
+    """The memory of the largest class's step, over what there was before it."""
+    ran, peak = [], 0
+
+    def alone(parameters, scale, given):
+        nonlocal peak
+        ran.append(len(given.stored))
+        peak = 1000 + 100 * len(given.stored)
+
+    gpu = SimpleNamespace(type="cuda")
+    given = [SimpleNamespace(stored=Stored(count, gpu)) for count in (2, 5, 3)]
+    monkeypatch.setattr(matching.torch.cuda, "memory_allocated", lambda device: 1000)
+    monkeypatch.setattr(matching.torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(matching.torch.cuda, "max_memory_allocated", lambda device: peak)
+    for free, most in ((20_000, 10), (400, 1)):
+        monkeypatch.setattr(matching, "free_bytes", lambda device, free=free: free)
+        assert Launches(alone, alone)._fitting({}, None, given) == most
+    # Once to compile, and once to measure.
+    assert ran == [5, 5] * 2
+
+
+class Stored:
+    """So many images on a device."""
+
+    def __init__(self, count, device):
+        self.count, self.device = count, device
+
+    def __len__(self):
+        return self.count

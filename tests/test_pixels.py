@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dc_replay.errors import ArgumentError
-from dc_replay.pixels import Normalization, dequantise, quantise
+from dc_replay.pixels import Normalization, dequantise, in_type, quantise
 
 
 def test_apply_is_the_affine_map_of_each_channel(device, generator):
@@ -91,3 +91,16 @@ def test_quantise_rounds_clamps_and_detaches():
     assert pixels.dtype == torch.uint8
     assert pixels.tolist() == [0, 0, 0, 1, 255, 255]
     assert not pixels.requires_grad
+
+
+def test_images_of_a_dataset_of_bytes_are_rounded_and_held_in_range():
+    images = torch.tensor([-3.0, 0.4, 0.6, 254.5, 254.6, 300.0])
+    assert in_type(images, torch.uint8).tolist() == [0, 0, 1, 254, 255, 255]
+    assert in_type(images, torch.float64).dtype == torch.float64
+    assert in_type(images, torch.int64) is images
+
+
+def test_a_range_has_two_ends_for_each_channel():
+    for lows, highs in (([0.0], [1.0, 1.0]), ([], [])):
+        with pytest.raises(ArgumentError):
+            Normalization.from_range(lows, highs)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dc_replay.randomness import isolated
+from dc_replay.randomness import Purpose, isolated, stream
 
 CPU = torch.device("cpu")
 
@@ -32,6 +32,28 @@ def states(device):
 
 def same(first, second):
     return all(map(torch.equal, first, second))
+
+
+def test_streams_follow_from_all_that_they_are_for(device):
+    assert len({int(purpose) for purpose in Purpose.__members__.values()}) == 5
+    paths = [(), (1,), (2,), (1, 1), (1, 2), (2, 1)]
+    every = [(seed, purpose, *path) for seed in (0, 1) for purpose in Purpose for path in paths]
+    found = {
+        tuple(torch.rand(4, generator=stream(*key, device=device), device=device).tolist())
+        for key in every
+    }
+    assert len(found) == len(every)
+    once, again = (stream(3, Purpose.CHECKING, 7, device=device) for _ in range(2))
+    assert torch.equal(once.get_state(), again.get_state())
+
+
+def test_each_draw_of_a_generator_gives_another_seed():
+    found = set()
+    generator = seeded()
+    for _ in range(300):
+        with isolated(generator, CPU):
+            found.add(float(torch.rand((), dtype=torch.float64)))
+    assert len(found) == 300
 
 
 def test_inside_draws_follow_from_the_generator_alone(device):

@@ -113,6 +113,9 @@ def test_published_numbers_of_iterations():
     assert (condensers["dm"].outer, condensers["dm"].inner) == (20_000, 1)
     assert all(condensers[name].inner == 100 for name in ("idc_i", "idc", "dream", "dream_plus"))
     assert condensers["idc"].most_decoded == condensers["dream_plus"].most_decoded == 128
+    assert condensers["dm"].most_decoded == 4096
+    # Not IDC's 2,000, but where DREAM+ is said to have caught up with it.
+    assert {condensers[name].outer for name in ("idc_i", "idc", "dream", "dream_plus")} == {60}
 
 
 @pytest.mark.parametrize("name", ["dc", "dsa"])
