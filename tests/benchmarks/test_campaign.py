@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import campaign, class_incremental
 from benchmarks.campaign import RESULTS, TABLES, Arguments, Table, chosen, cli, deadline, main
+from benchmarks.data import ImageData
 from benchmarks.presets import PRESETS
 from dc_replay import ArgumentError
 from dc_replay.optimisation import Optimisation
@@ -175,3 +177,47 @@ def test_a_memory_of_a_total_is_always_full(
     assert len(found) == 5 * len(methods)
     # 8x8 pixels of one channel, 20 images of however many classes there are.
     assert {row["stored_bytes"] for row in found} == {1280}
+
+
+def asked(table: str, scale: str, monkeypatch: pytest.MonkeyPatch) -> class_incremental.Run:
+    """What the campaign would run for a table, on data of no weight."""
+    found: list[class_incremental.Arguments] = []
+    labels = torch.arange(100)
+    images = torch.zeros(100, 3, 32, 32, dtype=torch.uint8)
+    names = tuple(map(str, range(100)))
+    data = ImageData("cifar100", images, labels, images, labels, 100, names)
+    with monkeypatch.context() as patch:
+        patch.setattr(class_incremental, "main", lambda workload, command: found.append(workload))
+        patch.setattr(class_incremental.Arguments, "load", lambda self: data)
+        chosen(Arguments(scale=scale, tables=table, data="npz:data/cifar100.npz"))[0].run(
+            Arguments(scale=scale, data="npz:data/cifar100.npz")
+        )
+        return class_incremental.Run(found[0])
+
+
+@pytest.mark.parametrize("table", TABLES["fast"])
+def test_committed_results_are_of_what_the_campaign_asks_for(
+    table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed = json.loads((RESULTS / "fast" / table / "settings.json").read_text())
+    assert asked(table, "fast", monkeypatch).settings() == committed["settings"]
+
+
+@pytest.mark.parametrize("table", TABLES["paper"])
+def test_published_tables_have_the_published_settings(
+    table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = asked(table, "paper", monkeypatch).settings()
+    published = {"protocol": "memory-only", "order": "idc", "classes": 100, "steps": 5, "ipc": 20}
+    published |= {"width": 128, "epochs": 1000, "batch": 64, "lr": 0.01, "pixel_lr": 5e-3}
+    published |= {"inner": None, "network_images": 2048, "real_batch": None, "factor": 2}
+    assert {name: found[name] for name in published} == published
+    assert found["outer"] == (60 if table.endswith("60") else 20)
+    assert found["network"] == ("resnet10" if table == "resnet10" else "convnet3")
+
+
+def test_every_table_has_a_seed_before_any_has_another() -> None:
+    pieces = chosen(Arguments(tables="balanced_200,memory_only", methods="random", seeds="1,0"))
+    assert [(piece.seed, piece.name) for piece in pieces] == [
+        (seed, name) for seed in (1, 0) for name in ("balanced_200", "memory_only")
+    ]

@@ -82,6 +82,8 @@ def test_settings_are_chosen_on_held_out_training_images(tmp_path: Path) -> None
     assert len(parted.x_test) == 200 and len(parted.x_train) == len(data.x_train) - 200
     train = {image.numpy().tobytes() for image in data.x_train}
     assert all(image.numpy().tobytes() in train for image in parted.x_test)
+    last = data.x_train[data.y_train == 3][-20:]
+    assert torch.equal(parted.x_test[parted.y_test == 3], last)
     kept = torch.cat([parted.x_train, parted.x_test]).flatten(1).sort(dim=0).values
     assert torch.equal(kept, data.x_train.flatten(1).sort(dim=0).values)
     main(smoke(tmp_path, holdout=20), "x")

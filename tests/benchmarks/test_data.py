@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from benchmarks.class_orders import IDC_CIFAR100
@@ -75,6 +76,11 @@ def test_digits_are_split_by_class() -> None:
     assert data.x_train.dtype == torch.uint8 and data.x_train.max() == 255
     totals = torch.bincount(torch.cat([data.y_train, data.y_test]))
     assert torch.equal(torch.bincount(data.y_test), totals // 5)
+    # The last fifth of each digit, in the order of the data set.
+    images, labels = load_digits(return_X_y=True)
+    last = images[labels == 3][-(len(images[labels == 3]) // 5) :].reshape(-1, 1, 8, 8)
+    found = data.x_test[data.y_test == 3].numpy()
+    assert np.array_equal(found, np.rint(last * 255 / 16))
 
 
 # --- npz
@@ -199,8 +205,9 @@ def pickled_cifar(root: Path, classes: int, key: str, names_key: str, files: lis
     root.mkdir()
     rows = 2 * classes
     for file in files:
+        first = 7 if "test" in file else 0
         content = {
-            "data": np.arange(rows * 3072).reshape(rows, 3072).astype(np.uint8),
+            "data": (first + np.arange(rows * 3072)).reshape(rows, 3072).astype(np.uint8),
             key: [*range(classes)] * 2,
         }
         (root / file).write_bytes(pickle.dumps(content))
@@ -220,8 +227,10 @@ def test_cifar_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (data.name, data.classes, data.class_names[3]) == ("cifar10", 10, "name 3")
     assert data.x_train.shape == (100, 3, 32, 32) and data.x_test.shape == (20, 3, 32, 32)
     assert data.x_train[0].flatten().tolist() == [value % 256 for value in range(3072)]
+    assert data.x_test[0, 0, 0, 0] == 7
     data = load("cifar100", root=tmp_path)
     assert data.classes == 100 and data.x_train.shape == (200, 3, 32, 32)
+    assert (data.x_train[0, 0, 0, 0], data.x_test[0, 0, 0, 0]) == (0, 7)
 
 
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion", "FashionMNIST")])
@@ -230,13 +239,14 @@ def test_mnist_files_are_read(name: str, folder: str, tmp_path: Path) -> None:
     raw.mkdir(parents=True)
     for part, count in (("train", 20), ("t10k", 10)):
         header = np.array([0x0803, count, 28, 28], dtype=">i4").tobytes()
-        pixels = np.arange(count * 784).astype(np.uint8).tobytes()
+        pixels = (count + np.arange(count * 784)).astype(np.uint8).tobytes()
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels)
         header = np.array([0x0801, count], dtype=">i4").tobytes()
         labels = (np.arange(count) % 10).astype(np.uint8).tobytes()
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + labels)
     data = load(name, root=tmp_path)
     assert data.x_train.shape == (20, 1, 28, 28) and data.classes == 10
+    assert (data.x_train[0, 0, 0, 0], data.x_test[0, 0, 0, 0]) == (20, 10)
     assert data.y_test.tolist() == list(range(10))
     assert data.class_names[1] == ("1" if name == "mnist" else "Trouser")
 
@@ -248,11 +258,13 @@ def test_svhn_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     images = np.arange(10, dtype=np.uint8) * np.ones((32, 32, 3, 1), dtype=np.uint8)
     for part in ("train", "test"):
         labels = np.arange(1, 11).reshape(-1, 1)
-        savemat(tmp_path / f"{part}_32x32.mat", {"X": images, "y": labels})
+        shown = images + 100 * np.uint8(part == "test")
+        savemat(tmp_path / f"{part}_32x32.mat", {"X": shown, "y": labels})
     data = load("svhn", root=tmp_path)
     assert data.x_train.shape == (10, 3, 32, 32)
     assert data.y_train.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
     assert data.x_train[:, 0, 0, 0].tolist() == list(range(10))
+    assert data.x_test[:, 0, 0, 0].tolist() == list(range(100, 110))
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from torch import nn
 
 from benchmarks.methods import MODIFIERS, method
-from benchmarks.presets import PRESETS, network_factory
-from dc_replay import ArgumentError, Formation, Multisize, PixelStep, SubsetMatching
+from benchmarks.presets import PRESETS, matching_factory, network_factory
+from dc_replay import RECIPES, ArgumentError, Formation, Multisize, PixelStep, SubsetMatching
+from dc_replay.networks import ConvNet, DenseNet121, ResNet10
 from dc_replay.objectives import BidirectionalMatching
+from dc_replay.optimisation import OnReal
 from dc_replay.sampling import Representative
 from dc_replay.selection import ClusterCentres
 
@@ -91,3 +94,63 @@ def test_few_steps_have_rates_of_their_own() -> None:
     assert build("dm").pixels == PixelStep(1.0, reference=None, normalised=True)
     dm = PixelStep(fast.pixel_lr_features, reference=None, final=fast.pixel_final)
     assert build("dm", "fast").pixels == dm
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_methods_get_their_loops_from_the_preset(preset: str) -> None:
+    settings = PRESETS[preset]
+    for name in ("idc", "idc_i", "dream", "dream_plus"):
+        built = build(name, preset)
+        outer, inner = settings.outer or {"idc": 2000, "idc_i": 2000}.get(name, 1200), 100
+        assert (built.outer, built.inner) == (outer, settings.inner or inner)
+        rate = settings.pixel_lr_unpacked if name == "idc_i" else settings.pixel_lr
+        assert built.pixels == PixelStep(rate, final=settings.pixel_final)
+        assert built.update == OnReal(settings.network_images)
+        assert built.formation.factor == (1 if name == "idc_i" else 2)
+    for name in ("herding", "k_center", "forgetting"):
+        assert build(name, preset).selection.epochs == settings.selection_epochs
+    three = {
+        name: method(name).condenser(settings, factor=3, ipc=10, network=FACTORY)
+        for name in RECIPES
+    }
+    packed = {name for name, built in three.items() if built.formation.factor == 3}
+    assert packed == {"representative", "idc", "dream", "dream_plus"}
+
+
+@pytest.mark.parametrize("name", ["dc", "dsa"])
+def test_published_loops_of_dc_follow_the_images_per_class(name: str) -> None:
+    for ipc, inner in ((1, 1), (10, 10), (50, 50)):
+        settings = PRESETS["paper"]
+        built = method(name).condenser(settings, factor=2, ipc=ipc, network=FACTORY)
+        assert (built.outer, built.inner) == (1000, inner)
+
+
+def test_prefixes_weigh_what_the_preset_says() -> None:
+    for preset in PRESETS:
+        proportional = PRESETS[preset].multisize_proportional
+        assert build("idc+mdc", preset).multisize.proportional == proportional
+    assert PRESETS["fast"].multisize_proportional
+
+
+def test_a_given_rate_is_one_of_pixels_in_0_to_1() -> None:
+    assert build("dm", "paper").pixels.normalised
+    assert not build("dm+lr=0.3", "paper").pixels.normalised
+
+
+@pytest.mark.parametrize(
+    ("trained", "kind", "matched"),
+    [
+        ("convnet3", ConvNet, ConvNet),
+        ("resnet10", ResNet10, ConvNet),
+        ("densenet121", DenseNet121, ConvNet),
+        ("resnetap10", ResNet10, ResNet10),
+    ],
+)
+def test_networks_with_batch_normalisation_do_not_condense(
+    trained: str, kind: type, matched: type
+) -> None:
+    options = {"channels": 3, "size": (32, 32), "width": 128}
+    network = network_factory(trained, **options)(4)
+    assert type(network) is kind and type(matching_factory(trained, **options)(4)) is matched
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    assert first.out_channels == {"convnet3": 128, "densenet121": 64}.get(trained, 32)
