@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from benchmarks.condensed_sets import CondensedSet, FreshTraining
 from benchmarks.condensed_training import Arguments, cli, main
 from benchmarks.data import DataError, hold_out, load
 from benchmarks.presets import PRESETS
-from dc_replay import ArgumentError, Exemplars, Formation
+from dc_replay import ArgumentError, Condenser, Exemplars, Formation
+from dc_replay.augment import augmentation, cutmix
+from dc_replay.networks import ConvNet
+from dc_replay.pixels import dequantise
 
 
 def smoke(out: Path, **changes: object) -> Arguments:
@@ -53,27 +57,88 @@ def test_a_second_call_computes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
-def test_a_network_learns_what_the_set_shows() -> None:
-    data = load("digits")
-    settings = replace(PRESETS["smoke"], width=16, set_steps=150, batch=32, lr=0.02)
-    training = FreshTraining(
-        "convnet1",
-        data,
-        settings,
+DATA = load("digits")
+
+
+def fresh_training(network: str = "convnet1", **settings: float) -> FreshTraining:
+    return FreshTraining(
+        network,
+        DATA,
+        replace(PRESETS["smoke"], **settings),
         device=torch.device("cpu"),
         mode=False,
         precision="float32",
         quiet=True,
     )
 
-    def stored(count: int) -> CondensedSet:
-        rows = [torch.nonzero(data.y_train == c).flatten()[:count] for c in range(10)]
-        labels = torch.arange(10).repeat_interleave(count)
-        return CondensedSet(Exemplars(data.x_train[torch.cat(rows)], labels), Formation(1), 0.0, [])
 
+def stored(count: int) -> CondensedSet:
+    rows = [torch.nonzero(DATA.y_train == c).flatten()[:count] for c in range(10)]
+    labels = torch.arange(10).repeat_interleave(count)
+    return CondensedSet(Exemplars(DATA.x_train[torch.cat(rows)], labels), Formation(1), 0.0, [])
+
+
+def test_a_network_learns_what_the_set_shows() -> None:
+    training = fresh_training(width=16, set_steps=150, batch=32, lr=0.02)
     many, few = training.accuracy(stored(40), seed=0), training.accuracy(stored(1), seed=0)
     assert many > 80 > few > 20
     assert training.accuracy(stored(1), seed=0) == few  # nothing of the run before is left
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_training_equals_a_loop_written_by_hand(seed: int) -> None:
+    training = fresh_training(width=4, set_steps=10, batch=8, lr=0.05)
+    exemplars = stored(2).exemplars
+    training.accuracy(stored(2), seed=seed)
+
+    torch.manual_seed(seed)
+    network = ConvNet(10, channels=1, size=(8, 8), width=4, depth=1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    generator = torch.Generator().manual_seed(seed)
+    order = [torch.randperm(20, generator=generator) for _ in range(4)]
+    augment = augmentation("color", "crop", "cutout", "flip", "scale", "rotate")
+    mixed = 0
+    for step, index in enumerate(torch.cat(order).split(8)):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * (1 if step < 6 else 0.2 if step < 8 else 0.04)
+        images = dequantise(exemplars.pixels[index])
+        images = augment(DATA.normalization().apply(images), generator)
+        images, partners, share = cutmix(images, generator, probability=0.5)
+        labels, logits = exemplars.labels[index], network(images)
+        loss = F.cross_entropy(logits, labels, reduction="none") * share
+        loss += F.cross_entropy(logits, labels[partners], reduction="none") * (1 - share)
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+        mixed += int(share < 1)
+    assert 0 < mixed < 10
+    for ours, theirs in zip(training._model.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_testing_changes_nothing() -> None:
+    training = fresh_training("resnet10", width=2, set_steps=4, batch=8)
+    found = training.accuracy(stored(2), seed=0)
+    assert not training._model.training
+    before = {name: value.clone() for name, value in training._model.named_buffers()}
+    assert training._test() == found
+    for name, value in training._model.named_buffers():
+        assert torch.equal(value, before[name])
+
+
+def test_seconds_of_a_condensation_are_those_of_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    condense = Condenser.condense
+    monkeypatch.setattr(
+        Condenser,
+        "condense",
+        lambda *args, **options: replace(condense(*args, **options), seconds_before=1000.0),
+    )
+    main(smoke(tmp_path, recipes="idc", ipc="1"), "x")
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    (made,) = [row for row in map(json.loads, lines) if row["kind"] == "set"]
+    assert 1000 < made["seconds"] < 1900
 
 
 def test_settings_are_chosen_on_held_out_training_images(tmp_path: Path) -> None:
