@@ -9,6 +9,7 @@ from dc_replay.batch_changes import (
     TrainingTransforms,
     cropped,
     flipped,
+    some_changed,
 )
 from dc_replay.pixels import Normalization
 
@@ -129,6 +130,24 @@ def test_black_is_a_byte_and_grey_between_two_is_none():
 
     assert on_bytes(BLACK) == 1
     assert on_bytes((0.0,)) == 0
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.25, 200, 300), (0.8, 750, 850)])
+def test_a_share_of_the_images_is_changed(share, least, most):
+    one, other = generators()
+    images = torch.zeros(1000, 1, 1, 1)
+    changed = some_changed(images, lambda images: images + 1, share=share, generator=one)
+    assert least < int(changed.sum()) < most
+    assert not torch.equal(one.get_state(), other.get_state())
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_nothing_is_drawn_where_none_or_all_are_changed(share):
+    one, other = generators()
+    images = torch.zeros(20, 1, 1, 1)
+    changed = some_changed(images, lambda images: images + 1, share=share, generator=one)
+    assert changed.sum() == 20 * share
+    assert torch.equal(one.get_state(), other.get_state())
 
 
 def test_the_global_generator_is_left_alone():

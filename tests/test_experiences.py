@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Subset
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
+from dc_replay import experiences
 from dc_replay.errors import ArgumentError
 from dc_replay.experiences import classes_of, find_normalize, gather
 from dc_replay.pixels import Normalization
@@ -248,6 +249,88 @@ def test_a_few_values_out_of_range_are_clipped_with_a_warning():
     with pytest.warns(UserWarning, match=r"0\.03% of .* lie outside .* 0 to 1\.1 .*from_range"):
         found = gathered(experience_of(images), normalization=Normalization.identity(3))
     assert found.pixels[3, 0, 0, 0] == 255
+
+
+def test_the_range_is_that_of_all_images_however_many():
+    images = torch.full((600, 3, 8, 8), 3.0)
+    images[100, 0, 0, 0], images[599, 1, 0, 0], images[5, 2, 0, 0] = 9.0, -5.0, 4.0
+    found = gathered(experience_of(images, [0] * 600))
+    channels = zip(found.normalization.mean, found.normalization.std, strict=True)
+    ends = [(float(-m / s), float((1 - m) / s)) for m, s in channels]
+    for (low, high), expected in zip(ends, [(3, 9), (-5, 3), (3, 4)], strict=True):
+        assert (low, high) == pytest.approx(expected, abs=1e-4)
+    assert found.pixels[100, 0, 0, 0] == 255 and found.pixels[599, 1, 0, 0] == 0
+    with pytest.raises(ArgumentError, match="leaves the images between -5 and 9 instead"):
+        gathered(experience_of(images, [0] * 600), normalization=Normalization.identity(3))
+
+
+@pytest.mark.parametrize(
+    ("share", "value", "found"),
+    [
+        (0.04, 1.1, "clipped"),
+        (0.06, 1.1, "refused"),
+        (0.01, 1.49, "clipped"),
+        (0.01, 1.51, "refused"),
+        (0.01, -0.49, "clipped"),
+        (0.01, -0.51, "refused"),
+        # Nearer than half a step to the range, which rounding to bytes takes away in any case.
+        (0.01, 1 + 0.4 / 255, "kept"),
+        (0.01, 1 + 0.6 / 255, "clipped"),
+        (0.01, -0.6 / 255, "clipped"),
+    ],
+)
+def test_how_much_may_lie_out_of_the_range(share, value, found, recwarn):
+    images = torch.full((1, 1, 50, 40), 0.5)
+    images.view(-1)[: int(share * 2000)] = value
+    options = {"normalization": Normalization.identity(1)}
+    if found == "refused":
+        with pytest.raises(ArgumentError, match="`normalization`, given or found"):
+            gathered(experience_of(images), **options)
+    else:
+        gathered(experience_of(images), **options)
+        assert any("clipped" in str(w.message) for w in recwarn) == (found == "clipped")
+
+
+def test_without_normalize_nothing_is_clipped():
+    images = pixels_of(20) / 255
+    images[3, 0, 0, 0] = 1.1  # which a Normalize that is found would clip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = gathered(experience_of(images))
+    back = found.normalization.apply(found.pixels / 255)
+    torch.testing.assert_close(back, images, atol=0.6 * 1.1 / 255, rtol=0)
+
+
+def test_of_normalizes_inside_and_outside_the_last_counts():
+    inner = Pictures(pixels_of(4) / 255, [0, 1, 2, 3], v2.Normalize([0.1] * 3, [0.5] * 3))
+    dataset = as_classification_dataset(
+        inner, transform_groups={group: v2.Normalize(MEAN, STD) for group in ("train", "eval")}
+    )
+    assert find_normalize(dataset, 3) == NORMALIZATION
+
+
+def test_classes_are_read_when_evaluating_and_draw_nothing():
+    def noisy(label):
+        return label + 0 * int(torch.randint(5, ()))
+
+    groups = {"train": (None, lambda label: label + 7), "eval": (None, noisy)}
+    data = Pictures(pixels_of(3) / 255, [0, 1, 1])
+    dataset = as_classification_dataset(data, transform_groups=groups)
+    state = torch.get_rng_state()
+    assert classes_of(SimpleNamespace(dataset=dataset)) == {0, 1}
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_where_there_is_room_is_asked_for_all_images(monkeypatch):
+    asked = []
+
+    def home(resident, count, *, device, **options):
+        asked.append((resident, count))
+        return device
+
+    monkeypatch.setattr(experiences, "home", home)
+    gathered(experience_of(pixels_of(7) / 255), resident="auto")
+    assert asked == [("auto", 7 * 3 * 8 * 8)]
 
 
 def test_each_image_is_read_once():

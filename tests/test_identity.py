@@ -36,6 +36,9 @@ class Bound:
     def build(self, classes):
         return nn.Linear(classes, classes)
 
+    def other(self, classes):
+        return nn.Linear(classes, classes)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -54,6 +57,30 @@ def shifted_less(images):
     return images + 0.5
 
 
+def by_keyword(factor):
+    def function(images, *, factor=factor):
+        return images * factor
+
+    return function
+
+
+def by_position(factor):
+    def function(images, factor=factor):
+        return images * factor
+
+    return function
+
+
+def _named(name):
+    """A function of one name, wherever it comes from, that calls another."""
+    found = {}
+    exec(f"def function(images):\n    return {name}(images)\n", found)
+    return found["function"]
+
+
+calls_one, calls_other = _named("mirrored"), _named("turned")
+
+
 def layer(width):
     made = nn.Linear(2, 2)
     nn.init.constant_(made.weight, width)
@@ -70,6 +97,18 @@ def layer(width):
         pytest.param(Nth(0), Nth(5), id="attributes"),
         pytest.param(Part(Nth(0)), Part(Nth(5)), id="attributes inside of a dataclass"),
         pytest.param(Bound(1).build, Bound(2).build, id="method"),
+        pytest.param(partial(shifted), partial(shifted_less), id="function of a partial"),
+        pytest.param(Bound(1).build, Bound(1).other, id="method of an object"),
+        pytest.param(by_keyword(1), by_keyword(2), id="default of a keyword"),
+        pytest.param(by_position(1), by_position(2), id="default"),
+        pytest.param(calls_one, calls_other, id="what is called"),
+        pytest.param(nn.ReLU(), nn.Sigmoid(), id="module without weights"),
+        pytest.param(
+            nn.Sequential(nn.ReLU(), nn.Flatten()),
+            nn.Sequential(nn.Sigmoid(), nn.Flatten()),
+            id="structure of a module",
+        ),
+        pytest.param(torch.zeros(2), torch.zeros(2, dtype=torch.int32), id="dtype"),
         pytest.param(np.zeros(2000), np.eye(1, 2000, 1000)[0], id="array too long to be shown"),
         pytest.param(torch.zeros(2), torch.zeros(2, 1), id="shape"),
         pytest.param(layer(0.0), layer(1.0), id="weights"),

@@ -357,6 +357,29 @@ def test_a_padding_grows_with_the_image(kind):
     assert changes == (Crop((8, 4, 8, 4), (0.0, 0.0, 0.0)), Flip(-1, 0.5)) and not others
 
 
+@pytest.mark.parametrize(("resized", "padding"), [((32, 16), (4, 4)), ((16, 32), (8, 2))])
+def test_a_padding_grows_with_each_side_of_the_image(resized, padding):
+    resize = [v2.Resize(resized)]  # images of 8 by 8 pixels
+    crop = v2.RandomCrop(SIDE, padding=(2, 1))
+    changes, others = random_changes(dataset_of([crop, *resize], resize), resized)
+    assert changes == (Crop((*padding, *padding), (0.0, 0.0, 0.0)),) and not others
+
+
+def test_normalising_that_is_done_when_training_alone_is_no_change():
+    assert random_changes(dataset_of([FLIP, NORMALIZE], []), (SIDE, SIDE)) == (
+        (Flip(-1, 0.5),),
+        (),
+    )
+
+
+def test_functions_that_call_others_are_others():
+    first, second = (lambda image: image.sin()), (lambda image: image.cos())
+    dataset = dataset_of([FLIP, v2.Lambda(first)], [v2.Lambda(second)])
+    assert random_changes(dataset, (SIDE, SIDE)) == ((Flip(-1, 0.5),), ("Lambda",))
+    same = dataset_of([FLIP, v2.Lambda(first)], [v2.Lambda(lambda image: image.sin())])
+    assert random_changes(same, (SIDE, SIDE)) == ((Flip(-1, 0.5),), ())
+
+
 @pytest.mark.parametrize("train", [[CROP, FLIP], [v2.RandomCrop(SIDE, 2), v2.ColorJitter(0.5)]])
 def test_what_evaluation_does_too_is_not_done_twice(train):
     evaluation = train if train[1] is FLIP else [v2.RandomCrop(SIDE, 2), v2.ColorJitter(0.5)]

@@ -258,6 +258,12 @@ def test_random_transforms_of_the_inner_dataset_are_refused():
         training_transforms(dataset)
 
 
+def test_normalising_inside_and_outside_is_refused():
+    dataset = dataset_of(v2.Compose([FLIP, V2]), V2, kind="floats", inside=V2)
+    with pytest.raises(ArgumentError, match="`experience` applies Normalize twice"):
+        training_transforms(dataset)
+
+
 def test_parts_with_other_transforms_are_refused():
     first = dataset_of(v2.Compose([FLIP, V2]), V2, kind="floats")
     other = dataset_of(V2, V2, kind="floats")

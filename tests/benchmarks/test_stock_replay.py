@@ -38,6 +38,8 @@ def test_herding_of_avalanche_compares_whole_features() -> None:
     network = ConvNet(2, size=(16, 16), width=4, depth=2)  # features of 4x4 pixels
     setup = SimpleNamespace(model=network)
     policy = HerdingOfClasses(5, 10, setup)
+    # Those of the network that is trained, as it is by then.
+    assert policy.selection_strategy.feature_extractor.network is network
     dataset = images(30, side=16)
     strategy = SimpleNamespace(device="cpu", eval_mb_size=7)
     with torch.no_grad():
