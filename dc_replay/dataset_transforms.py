@@ -48,6 +48,8 @@ _RANDOM = (
     "ScaleJitter",
     "TrivialAugmentWide",
 )
+# Those that draw a number, and from which range; of one number they are not random.
+_RANGES = {"GaussianBlur": "sigma", "JPEG": "quality"}
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,9 @@ def _is_plain(transform: Any, kind: type) -> bool:
 def is_random(transform: Any) -> bool:
     """Whether a transform is one of torchvision's random ones, or is named like them."""
     name = name_of(transform)
+    if name in _RANGES:
+        ends = getattr(transform, _RANGES[name], None)
+        return isinstance(ends, (tuple, list)) and len(set(ends)) > 1
     return name.startswith("Random") or name in _RANDOM
 
 

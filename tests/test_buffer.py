@@ -710,6 +710,16 @@ def test_task_labels_that_a_file_does_not_hold_are_told_of(tmp_path, recwarn):
         buffer.check(stream[2], device="cpu")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_exemplars_have_the_type_of_the_experiences_images(dtype):
+    after = v2.Compose([NORMALIZE, v2.ToDtype(dtype)])
+    groups = {"train": after, "eval": after}
+    dataset = as_classification_dataset(Pictures(classes=2), transform_groups=groups)
+    buffer = make_buffer()
+    buffer.remember(SimpleNamespace(dataset=dataset), device="cpu")
+    assert buffer.buffer[0][0].dtype == dataset[0][0].dtype == dtype
+
+
 def test_items_that_were_asked_for_before_an_experience_take_its_form(tmp_path):
     stream = triples()
     loaded, _ = saved(stream, tmp_path)

@@ -13,7 +13,13 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from dc_replay.batch_changes import Crop, Flip, value_changes
-from dc_replay.dataset_transforms import random_when_evaluating
+from dc_replay.dataset_transforms import (
+    is_random,
+    name_of,
+    parts_of,
+    random_when_evaluating,
+    training_paths,
+)
 from dc_replay.experiences import gather
 from dc_replay.random_changes import random_changes
 
@@ -181,6 +187,34 @@ def test_what_a_dataset_does_always_is_not_done_twice():
     assert random_changes(dataset, (SIDE, SIDE)) == ((), ())
     assert random_when_evaluating(dataset) == (("RandomCrop",), ())
     assert random_when_evaluating(as_classification_dataset(Held())) == ((), ())
+
+
+RANDOM = (
+    *(v1.ColorJitter(0.5), v1.GaussianBlur(3), v1.RandAugment(), v1.RandomErasing(), v1.AugMix()),
+    *(v2.AutoAugment(), v2.ColorJitter(0.5), v2.ElasticTransform(), v2.GaussianBlur(3)),
+    *(v2.GaussianNoise(), v2.JPEG((5, 50)), v2.RandAugment(), v2.RandomErasing(), v2.AugMix()),
+    *(v2.ScaleJitter((8, 8)), v2.TrivialAugmentWide(), v2.RandomPhotometricDistort()),
+)
+CERTAIN = (v1.GaussianBlur(3, 1.0), v2.GaussianBlur(3, (1.0, 1.0)), v2.JPEG(50), v2.Resize(8))
+
+
+@pytest.mark.parametrize("transform", [*RANDOM, *CERTAIN], ids=lambda t: type(t).__name__)
+def test_random_transforms_are_known(transform):
+    assert is_random(transform) == (transform in RANDOM)
+
+
+def test_frozen_transforms_come_before_those_that_are_given_later():
+    """So that they are tried in the order in which images go through them."""
+    crop = v2.RandomCrop(SIDE, padding=1)
+    frozen = as_classification_dataset(
+        Items(), transform_groups={"train": crop, "eval": None}
+    ).freeze_transforms()
+    later = v2.Compose([FLIP, NORMALIZE])
+    dataset = frozen.replace_current_transform_group(later).train()
+    (path,) = training_paths(dataset)
+    assert [name_of(part) for part in parts_of(*path.training)] == [
+        *("RandomCrop", "RandomHorizontalFlip", "Normalize"),
+    ]
 
 
 def test_a_dataset_that_holds_something_else_is_trained_on():
