@@ -3,14 +3,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from benchmarks.condensed_sets import FreshTraining
-from benchmarks.shrink import METHODS, Arguments, cli, main
+from benchmarks.data import load
+from benchmarks.presets import PRESETS
+from benchmarks.results import ResultStore
+from benchmarks.shrink import METHODS, Arguments, _Contest, cli, main
 from dc_replay import ArgumentError, ExemplarMemory
+from dc_replay.networks import ConvNet
+from dc_replay.training import NetworkTraining
 
 
 def smoke(out: Path, **changes: object) -> Arguments:
@@ -70,6 +76,41 @@ def test_what_is_trained_on_is_what_the_method_says(
         assert all((stored == image).flatten(1).all(dim=1).any() for image in chosen)
         assert len(chosen.flatten(1).unique(dim=0)) == 2
         assert torch.equal(separate.of_class(label), trained[3].of_class(label))
+
+
+def test_each_seed_trains_networks_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+    monkeypatch.setattr(
+        FreshTraining, "accuracy", lambda self, found, *, seed: seeds.append(seed) or 50.0
+    )
+    main(smoke(tmp_path, methods="prefix", sizes="1", seeds="2,5"), "x")
+    assert seeds == [2, 5]
+
+
+def test_k_means_compares_features_of_a_network_that_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, given = NetworkTraining.train, []
+
+    def note(self: NetworkTraining, step: Any, parameters: Any, *args: Any, **options: Any) -> None:
+        before = {name: value.clone() for name, value in parameters.items()}
+        train(self, step, parameters, *args, **options)
+        given.append((before, parameters, args[1:3]))
+
+    monkeypatch.setattr(NetworkTraining, "train", note)
+    arguments = smoke(tmp_path)
+    data = arguments.in_order(load("digits"), seed=0)
+    contest = _Contest(arguments, PRESETS["smoke"], ResultStore(tmp_path), data, 0)
+    images = torch.rand(5, *data.image_shape)
+    found = contest._embedding()(images)
+    ((before, parameters, (shown, labels)),) = given
+    assert not torch.equal(before["layers.0.weight"], parameters["layers.0.weight"])
+    assert torch.equal(shown, data.x_train) and torch.equal(labels, data.y_train)
+    network = ConvNet(data.classes, channels=1, size=(8, 8), width=PRESETS["smoke"].width)
+    network.load_state_dict(parameters)
+    torch.testing.assert_close(found, network.embed(images))
 
 
 def test_a_second_call_computes_only_what_is_missing(
