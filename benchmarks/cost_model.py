@@ -12,6 +12,7 @@ done at a rate of its own, which is what is fitted, with a time that comes once 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -177,9 +178,9 @@ OUTER, INNER = 60, 100
 
 def prediction_table() -> Table:
     """ImageNet-1k on several GPUs: hours, and how much of what is added is used."""
-    shape = (3, 224, 224)
+    shape, network = (3, 224, 224), functools.partial(resnet_ap10, 1000)
     work = work_of(
-        forward_operations(lambda: resnet_ap10(1000), shape),
+        forward_operations(network, shape),
         classes=1000,
         ipc=10,
         factor=3,
@@ -187,7 +188,7 @@ def prediction_table() -> Table:
         network_images=500,
         images=1281,
     )
-    parameters = sum(value.numel() for value in resnet_ap10(1000).parameters())
+    parameters = sum(value.numel() for value in network().parameters())
     one = ASSUMED.seconds(work)
     lines = []
     for ranks in (1, 8, 64):

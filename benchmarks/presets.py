@@ -215,10 +215,11 @@ def network_factory(
         return functools.partial(
             ConvNet, channels=channels, size=size, width=width, depth=int(name[7:])
         )
-    residual = min(width, 32)  # the published one, where a preset does not want less
+    # The published one, where a preset does not want less.
+    residual = min(width, 64 if min(size) > 64 else 32)
     known: dict[str, Callable[[int], FeatureNetwork]] = {
-        "resnet10": functools.partial(ResNet10, channels=channels, width=residual),
-        "resnetap10": functools.partial(resnet_ap10, channels=channels, width=residual),
+        "resnet10": functools.partial(ResNet10, channels=channels, size=size, width=residual),
+        "resnetap10": functools.partial(resnet_ap10, channels=channels, size=size, width=residual),
         "densenet121": functools.partial(DenseNet121, channels=channels),
     }
     if name not in known:

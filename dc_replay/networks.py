@@ -177,18 +177,43 @@ class _Block(nn.Module):
         return F.relu(self.main(images) + self.shortcut(images))
 
 
-class ResNet10(FeatureNetwork):
-    """ResNet-10: a 3x3 stem and four stages of one basic block, He-initialised.
+def _stem(
+    channels: int, width: int, size: tuple[int, int], norm: Norm, pool: bool
+) -> list[nn.Module]:
+    """What comes before the first stage; it shrinks images of more than 64 pixels to a side."""
+    side = min(size)
+    halvings = 2 if side > 128 else 1 if side > 64 else 0
+    kernel = 7 if halvings == 2 else 3
+    stride = 2 if halvings == 2 and not pool else 1
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=False),
+        _norm(norm, width),
+        nn.ReLU(),
+    ]
+    if pool:
+        layers += [HalvingPool() for _ in range(halvings)]
+    elif halvings:
+        layers.append(nn.MaxPool2d(3, stride=2, padding=1))
+    return layers
 
-    With ``norm="instance"`` and ``pool=True`` it is ResNetAP-10, which replaces strides by average
-    pooling so that gradients to pixels are smooth.
+
+class ResNet10(FeatureNetwork):
+    """ResNet-10: a stem and four stages of one basic block, He-initialised.
+
+    The stem is a 3x3 convolution. For sides of more than 64 pixels it halves them by max pooling;
+    for more than 128 it is 7x7 and has a stride of 2 besides.
+
+    With ``norm="instance"`` and ``pool=True`` it is ResNetAP-10, which replaces strides and max
+    pooling by average pooling so that gradients to pixels are smooth.
 
     Source: He et al., CVPR 2016; the variant of Kim et al., ICML 2022.
 
     Args:
         classes: Number of outputs.
         channels: Channels of the images.
+        size: Height and width of the images; the smaller one chooses the stem.
         width: Channels of the stem and first stage; later stages have 2, 4 and 8 times as many.
+            Published are 32 for CIFAR and 64 for ImageNet.
         norm: ``"batch"`` or ``"instance"``.
         pool: Whether average pooling replaces strides.
     """
@@ -198,17 +223,14 @@ class ResNet10(FeatureNetwork):
         classes: int,
         *,
         channels: int = 3,
+        size: tuple[int, int] = (32, 32),
         width: int = 32,
         norm: Norm = "batch",
         pool: bool = False,
     ) -> None:
         super().__init__()
         widths = [width, 2 * width, 4 * width, 8 * width]
-        stages: list[nn.Module] = [
-            nn.Conv2d(channels, width, 3, padding=1, bias=False),
-            _norm(norm, width),
-            nn.ReLU(),
-        ]
+        stages = _stem(channels, width, size, norm, pool)
         inputs = width
         for stage, outputs in enumerate(widths):
             stages.append(_Block(inputs, outputs, 1 if stage == 0 else 2, norm, pool))
@@ -225,13 +247,11 @@ class ResNet10(FeatureNetwork):
         return features.mean(dim=(2, 3))
 
 
-def resnet_ap10(classes: int, *, channels: int = 3, width: int = 32) -> ResNet10:
-    """ResNetAP-10, the matching network for 224x224 images.
-
-    Here it begins as for 32x32 images. As published, the first convolution has 64 channels and, for
-    more than 64 pixels to a side, is pooled: by 2, and for more than 128 by 4 and of 7x7 pixels.
-    """
-    return ResNet10(classes, channels=channels, width=width, norm="instance", pool=True)
+def resnet_ap10(
+    classes: int, *, channels: int = 3, size: tuple[int, int] = (224, 224), width: int = 64
+) -> ResNet10:
+    """ResNetAP-10, the matching network for 224x224 images; see :class:`ResNet10`."""
+    return ResNet10(classes, channels=channels, size=size, width=width, norm="instance", pool=True)
 
 
 class DenseNet121(FeatureNetwork):

@@ -172,6 +172,45 @@ def has_kind(network, kind):
     return any(isinstance(module, kind) for module in network.modules())
 
 
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize(
+    ("size", "kernel", "before_stages"),
+    [
+        ((64, 64), 3, (64, 64)),
+        ((65, 130), 3, (33, 65)),
+        ((128, 200), 3, (64, 100)),
+        ((132, 136), 7, (33, 34)),
+        ((224, 224), 7, (56, 56)),
+    ],
+)
+def test_the_stem_of_resnet10_shrinks_larger_images(size, kernel, before_stages, pool):
+    network = ResNet10(3, size=size, width=2, pool=pool)
+    stem = network.layers[:-4]
+    batch = images(2, 3, *size)
+    found = stem(batch)
+    if pool and size[0] % 2:
+        before_stages = (before_stages[0] - 1, before_stages[1])
+    assert found.shape == (2, 2, *before_stages)
+    assert stem[0].kernel_size == (kernel, kernel)
+    assert network(batch).shape == (2, 3)
+    shrink = size[1] // before_stages[1]
+    if pool:
+        plain = stem[2](stem[1](F.conv2d(batch, stem[0].weight, padding=kernel // 2)))
+        torch.testing.assert_close(found, F.avg_pool2d(plain, shrink))
+    else:
+        stride = 2 if kernel == 7 else 1
+        plain = F.conv2d(batch, stem[0].weight, stride=stride, padding=kernel // 2)
+        plain = stem[2](stem[1](plain))
+        torch.testing.assert_close(
+            found, F.max_pool2d(plain, 3, stride=2, padding=1) if shrink > 1 else plain
+        )
+
+
+def test_resnet_ap10_is_that_of_imagenet_by_default():
+    network = resnet_ap10(10)
+    assert network.layers[0].weight.shape == (64, 3, 7, 7) and network.head.in_features == 512
+
+
 def test_resnet10_has_the_published_size_and_initialisation():
     network = ResNet10(100)
     widths = [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
@@ -181,7 +220,7 @@ def test_resnet10_has_the_published_size_and_initialisation():
 
 
 def test_resnet_ap10_pools_and_keeps_no_batch_statistics():
-    network = resnet_ap10(4, channels=1, width=2)
+    network = resnet_ap10(4, channels=1, size=(32, 32), width=2)
     assert not has_kind(network, nn.BatchNorm2d) and has_kind(network, nn.AvgPool2d)
     assert network(images(1, 1, 32, 32)).shape == (1, 4)
     assert network.head.in_features == 8 * 2

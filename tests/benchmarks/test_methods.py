@@ -150,7 +150,11 @@ def test_networks_with_batch_normalisation_do_not_condense(
     trained: str, kind: type, matched: type
 ) -> None:
     options = {"channels": 3, "size": (32, 32), "width": 128}
+    large = {**options, "size": (224, 224)}
     network = network_factory(trained, **options)(4)
     assert type(network) is kind and type(matching_factory(trained, **options)(4)) is matched
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
     assert first.out_channels == {"convnet3": 128, "densenet121": 64}.get(trained, 32)
+    if kind is ResNet10:
+        stem = network_factory(trained, **large)(4).layers[0]
+        assert stem.out_channels == 64 and stem.kernel_size == (7, 7)
