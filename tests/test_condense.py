@@ -1094,6 +1094,7 @@ IMAGES, LABELS = toy((3, 3))
         ({"quotas": {0: 1}}, "`quotas` names no number .* classes \\[1\\]"),
         ({"quotas": {}}, "`quotas` names no number .* classes \\[0, 1\\]"),
         ({"normalization": Normalization((0.5,), (1.0,))}, "`images` has shape .*1, height"),
+        ({"normalization": (0.5, 0.2)}, r"`normalization` is \(0.5, 0.2\); pass Normalization\("),
     ],
 )
 def test_unusable_data_are_refused(changed, message):

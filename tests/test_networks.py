@@ -304,6 +304,16 @@ def test_batch_normalisation_uses_the_batch_alone():
     torch.testing.assert_close(normalised.mean(dim=(0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-6)
 
 
+def test_matching_networks_drop_out_as_in_training():
+    def build(classes):
+        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, classes))
+
+    network = MatchingNetwork(build, 3, images())
+    parameters = network.fresh()
+    first, second = (network(parameters, images())[0] for _ in range(2))
+    assert not torch.equal(first, second)
+
+
 def test_fresh_weights_differ_each_time_and_depend_on_nothing(device):
     network = MatchingNetwork(plain, 3, images().to(device))
     first, second = network.fresh(), network.fresh()

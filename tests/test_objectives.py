@@ -391,22 +391,26 @@ def test_terms_equal_distances_computed_one_by_one(
     assert len(found.prefixes) == (0 if kind == "parts" else 2)
 
 
-def test_a_part_without_images_on_one_side_is_left_out(network, parameters, images):
+@pytest.mark.parametrize(
+    ("synthetic_parts", "real_parts"), [([0, 1], [1, 1, 1, 1, 1]), ([1, 1], [0, 1, 1, 1, 1])]
+)
+def test_a_part_without_images_on_one_side_is_left_out(
+    synthetic_parts, real_parts, network, parameters, images
+):
     real, synthetic = images
     sides = Sides.even(2, 5, real)
     label = torch.tensor(0, device=real.device)
-    with_empty = with_parts(
-        sides,
-        torch.tensor([0, 1], device=real.device),
-        torch.tensor([1, 1, 1, 1, 1], device=real.device),
-        2,
-        0.5,
+    own, others = (
+        torch.tensor(parts, device=real.device) for parts in (synthetic_parts, real_parts)
     )
+    with_empty = with_parts(sides, own, others, 2, 0.5)
     found = matching_step(
         GradientMatching(), network, parameters, real, synthetic, label, with_empty
     )
     everything = matching_step(GradientMatching(), network, parameters, real, synthetic, label)
-    second = matching_step(GradientMatching(), network, parameters, real, synthetic[1:], label)
+    second = matching_step(
+        GradientMatching(), network, parameters, real[others == 1], synthetic[own == 1], label
+    )
     torch.testing.assert_close(found.distance, everything.distance + 0.5 * second.distance)
     assert torch.isfinite(found.slope).all()
 
