@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import matching_speed
 from benchmarks.eager import EagerMatching
 from benchmarks.matching_speed import (
     Arguments,
@@ -18,9 +22,18 @@ from benchmarks.matching_speed import (
     relative_error,
     thresholds,
 )
-from benchmarks.timing import Stopwatch, Threshold, alternating, failures, peak_bytes, ratio
+from benchmarks.timing import (
+    Stopwatch,
+    Threshold,
+    _resident,
+    alternating,
+    failures,
+    peak_bytes,
+    ratio,
+    seconds,
+)
 from benchmarks.workload import Missed
-from dc_replay import ArgumentError, OnReal, dm, dream_plus, idc
+from dc_replay import ArgumentError, Condenser, OnReal, dm, dream_plus, idc
 from dc_replay.augment import augmentation
 from dc_replay.matching import ClassBatch, match_function
 from dc_replay.networks import ConvNet, MatchingNetwork
@@ -68,8 +81,15 @@ def test_the_plain_way_computes_what_the_fast_one_does(recipe, index, generator)
     )
     found = condenser.training.step_function(network)(parameters, scale, training)
     eager.train(scale, training)
+    expected = {name: value.clone() for name, value in parameters.items()}
+    optimizer = condenser.training.optimizer(expected)
     for name, weight in eager.network.named_parameters():
         torch.testing.assert_close(weight.grad, found[name], rtol=1e-9, atol=1e-13)
+        expected[name].grad = found[name]
+    optimizer.step()
+    for name, weight in eager.network.named_parameters():
+        torch.testing.assert_close(weight.detach(), expected[name], rtol=1e-9, atol=1e-13)
+    assert not eager.embed(torch.rand(1, 2, 8, 8).double()).requires_grad
 
 
 def test_recipes_that_match_something_else_are_refused() -> None:
@@ -127,6 +147,152 @@ def test_the_gate_closes_on_a_wrong_gradient(
     assert "missed: idc width 4" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("uncompiled")
+def test_the_gate_looks_at_every_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = iter([0.5, 0.0])
+    row = {"width": 4, "ipc": 1, "float32_step_ratio": 9.0}
+    monkeypatch.setattr(
+        Case,
+        "measure",
+        lambda self: {**row, "recipe": self.recipe, "float32_error": next(errors)},
+    )
+    with pytest.raises(Missed, match="^idc width 4 ipc 1: error of float32 is 0.5, above [^;]*$"):
+        main(replace(small(tmp_path), gate=True), "x")
+
+
+def case_of(out: Path, recipe: str = "idc", *, ipc: int = 1, **changes: Any) -> Case:
+    arguments = replace(small(out), **{"classes": 3, "exact": 3, **changes})
+    images, targets = pictures(None, out, arguments.classes, arguments.images)
+    return Case(arguments, recipe, 4, ipc, CPU, images, targets)
+
+
+def test_a_step_of_both_ways_is_of_as_many_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case_of(tmp_path)
+    done: list[tuple[str, int]] = []
+    match = EagerMatching.match
+
+    def eager(self: EagerMatching, scale: Any, batch: Any) -> Any:
+        done.append(("eager", 1))
+        return match(self, scale, batch)
+
+    monkeypatch.setattr(EagerMatching, "match", eager)
+    programs_of = Case.programs
+
+    def noted(self: Case, precision: Any) -> Any:
+        found = programs_of(self, precision)
+
+        def ours(parameters: Any, scale: Any, batches: Any) -> Any:
+            done.append(("ours", len(batches)))
+            return found.match(parameters, scale, batches)
+
+        return SimpleNamespace(match=ours, network=found.network)
+
+    monkeypatch.setattr("dc_replay.programs.compiled", lambda function, compile, **_: function)
+    monkeypatch.setattr(Case, "programs", noted)
+    works: dict[str, Any] = {}
+
+    def timed(given: Any, device: Any, *, rounds: int) -> dict[str, list[float]]:
+        works.update(given)
+        return {name: [8.0, 9.0] if name == "eager" else [2.0, 3.0] for name in given}
+
+    monkeypatch.setattr(matching_speed, "alternating", timed)
+    errors = iter([1.0, 3.0, 20.0, 7.0, 5.0, 6.0])
+    exact = []
+
+    def error(own: torch.Tensor, expected: torch.Tensor) -> float:
+        exact.append(expected)
+        return next(errors)
+
+    monkeypatch.setattr(matching_speed, "relative_error", error)
+    peaks = {"eager": 100, "float32": 7}
+
+    def peak(work: Any, device: Any) -> int:
+        return next(peaks[name] for name, own in works.items() if own is work)
+
+    monkeypatch.setattr(matching_speed, "peak_bytes", peak)
+    row = case._step({"float32": "float32"})
+    assert row["eager_step_seconds"] == [8.0, 9.0] and row["float32_step_seconds"] == [2.0, 3.0]
+    assert row["float32_step_ratio"] == 3.5  # the median of 4 and 3
+    assert (row["eager_error"], row["float32_error"]) == (3.0, 6.0)
+    assert (row["eager_peak_bytes"], row["float32_peak_bytes"]) == (100, 7)
+    # Both are held against the same three gradients, which are computed in double precision.
+    assert all(one.dtype == torch.float64 for one in exact)
+    assert all(map(torch.equal, exact[:3], exact[3:]))
+    done.clear()
+    for work in works.values():
+        work()
+    assert done == [("eager", 1), ("ours", 1)]
+
+
+def test_a_class_is_compared_with_images_of_its_own(tmp_path: Path) -> None:
+    arguments = replace(small(tmp_path), classes=3)
+    targets = torch.arange(3).repeat_interleave(20)
+    images = (targets * 50).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    case = Case(arguments, "idc", 4, 2, CPU, images.contiguous(), targets)
+    assert case.factory(3).layers[0].out_channels == 4
+    for label in range(3):
+        batch = case._class_batch(label, torch.Generator().manual_seed(0))
+        assert (batch.real == 50 * label).all() and int(batch.label) == label
+        torch.testing.assert_close(batch.stored, torch.full_like(batch.stored, 50 * label / 255))
+        assert len(batch.stored) == 2 and len(batch.real) == 8
+
+
+@pytest.mark.parametrize(("recipe", "expected"), [("idc", 2.0), ("dream_plus", 1.2)])
+def test_an_iteration_of_ours_is_a_whole_one(
+    recipe: str, expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case_of(tmp_path, recipe, ipc=3)
+    given: dict[str, Any] = {}
+
+    def condense(self: Condenser, images: Any, labels: Any, **options: Any) -> None:
+        given.update(condenser=self, count=len(images), **options)
+        # One iteration is of 1 second, the next, which clusters where that is done, of 3.
+        self.update.ends.extend([0.0, 1.0, 4.0, 5.0, 8.0])
+
+    monkeypatch.setattr(Condenser, "condense", condense)
+    assert (
+        case._our_iteration("bfloat16") == pytest.approx(expected if recipe != "idc" else 1 + 2 / 1)
+        or recipe == "idc"
+    )
+    built = given["condenser"]
+    assert given["quotas"] == 3 and given["count"] == 60
+    assert built.compile is True and built.precision == "bfloat16"
+    assert built.update.update == case.condenser.update == OnReal(64)
+    assert (built.outer, built.inner) == (1, 5)
+    if recipe == "dream_plus":
+        assert built.sampler == replace(case.condenser.sampler, every=2)
+        assert case.condenser.sampler.every == 10
+    else:
+        assert built.sampler == case.condenser.sampler
+
+
+def test_an_iteration_of_the_plain_way_is_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case_of(tmp_path, "dream_plus", images=50)
+    counts = Counter[str]()
+    for name in ("match", "train", "embed"):
+        method = getattr(EagerMatching, name)
+
+        def noted(self: Any, *args: Any, method: Any = method, name: str = name) -> Any:
+            counts[name] += len(args[-1]) if name == "embed" else 1
+            return method(self, *args)
+
+        monkeypatch.setattr(EagerMatching, name, noted)
+    took = iter([10.0, 100.0])
+
+    def timed(work: Any, device: Any) -> float:
+        work()
+        return next(took)
+
+    monkeypatch.setattr(matching_speed, "seconds", timed)
+    assert case._eager_iteration() == 10 / 10 + 100
+    # All classes, 64 of the 150 images, in a mini-batch, and a choice among all.
+    assert counts == {"match": 3, "train": 1, "embed": 200}
+
+
 @pytest.mark.parametrize(
     "option", ["classes", "images", "network_images", "factor", "exact", "rounds"]
 )
@@ -146,7 +312,8 @@ def test_a_case_compares_what_is_above_most_decoded(tmp_path: Path) -> None:
 def test_real_images_are_used_where_they_are_named(tmp_path: Path) -> None:
     images = np.arange(12 * 3 * 32 * 32, dtype=np.uint8).reshape(12, 32, 32, 3)
     labels = np.arange(12) % 3
-    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    other = 255 - images
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=other, y_test=labels)
     source = f"npz:{tmp_path / 'd.npz'}"
     found, targets = pictures(source, tmp_path, 2, 3)
     assert targets.tolist() == [0, 0, 0, 1, 1, 1]
@@ -173,6 +340,7 @@ def test_thresholds_name_what_misses_them() -> None:
     assert failures([Threshold("x", float("nan"), least=1), Threshold("y", 1.0, 1, 1)]) == [
         "x is nan, below 1"
     ]
+    assert failures([Threshold("x", float("nan"), most=1)]) == ["x is nan, above 1"]
 
 
 def test_works_take_turns_and_the_median_counts() -> None:
@@ -183,6 +351,18 @@ def test_works_take_turns_and_the_median_counts() -> None:
     assert calls == ["a", "b", "a", "a", "b", "b", "a", "a", "b", "b"]
     assert {name: len(times) for name, times in found.items()} == {"a": 2, "b": 2}
     assert ratio([2.0, 9.0, 8.0], [1.0, 3.0, 1.0]) == 3
+
+
+def test_seconds_are_those_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([10.0, 40.0])
+    monkeypatch.setattr("benchmarks.timing.time", SimpleNamespace(perf_counter=lambda: next(now)))
+    assert seconds(lambda: None, CPU, times=6) == 5
+
+
+def test_memory_is_read_in_kib(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    status.write_text("VmPeak:\t 9 kB\nVmRSS:\t  123 kB\n")
+    assert _resident(status, "VmRSS") == 123 * 1024
 
 
 def test_memory_that_is_touched_shows() -> None:
