@@ -145,11 +145,6 @@ class Contest:
         scale = (0.5,) * self.pixels.shape[1], (0.25,) * self.pixels.shape[1]
         self.normalization = Normalization(*scale)
         self.per_epoch = len(self.labels) // 2 // arguments.batch
-        if not self.per_epoch:
-            raise ArgumentError(
-                f"`images` is {arguments.images}, but a batch takes {arguments.batch} new ones; "
-                f"pass at least as many"
-            )
         self.epochs = math.ceil(arguments.iterations / self.per_epoch)
         self.streams = {source: self._stream(source) for source in SOURCES}
         self.stored = self._memory()
@@ -411,6 +406,12 @@ def _images(arguments: Arguments) -> tuple[Tensor, Tensor, int]:
         raise ArgumentError(
             f"`memory` is {arguments.memory}, but the first experience has {half} classes; pass at "
             f"least one image for each"
+        )
+    if arguments.memory < arguments.batch:
+        raise ArgumentError(
+            f"`memory` is {arguments.memory}, of which Avalanche's loader makes no mini-batch of "
+            f"{arguments.batch}, so that it would replay nothing; pass at least as many, or a "
+            f"smaller batch"
         )
     each = -(-max(arguments.images, arguments.memory) // half)
     labels = torch.arange(arguments.classes).repeat_interleave(each)
