@@ -74,7 +74,7 @@ class Arguments(Place):
         data: npz:PATH, cifar100 or another source of images; random bytes where it is not given.
         images: New images, those of the second experience, in whole numbers of each class. A last
             batch that is smaller is left out.
-        memory: Images in the memory of the first, at least one of each class.
+        memory: Images in the memory of the first, at least one of each class and a batch in all.
         classes: Classes of both together, half of them new.
         iterations: The least that are timed in a round, by whole epochs after one that is not.
         rounds: Rounds in which all ways take turns; the medians count.

@@ -398,6 +398,25 @@ def test_cutmix_keeps_the_share_that_it_says_and_pastes_the_partners(height, wid
     assert 0 <= min(shares) < 0.5 and 0.9 < max(shares) <= 1
 
 
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 12), (32, 32)])
+def test_cutmix_pastes_the_published_rectangle(height, width):
+    images = pictures((4, 3, height, width))
+    partners = torch.tensor([2, 3, 1, 0])
+    for seed in range(40):
+        drawn = torch.rand(4, generator=seeded(seed))
+        _, centre_y, centre_x, keep = drawn.tolist()
+        sides = []
+        for side, centre in ((height, centre_y), (width, centre_x)):
+            cut, middle = int(side * math.sqrt(1 - keep)), int(side * centre)
+            sides.append(slice(max(middle - cut // 2, 0), min(middle + cut // 2, side)))
+        expected = images.clone()
+        expected[:, :, sides[0], sides[1]] = images[partners][:, :, sides[0], sides[1]]
+        mixed, share = CutMix(1.0).apply(images, partners, drawn)
+        assert torch.equal(mixed, expected)
+        area = math.prod(max(0, side.stop - side.start) for side in sides)
+        assert float(share) == pytest.approx(1 - area / (height * width))
+
+
 def test_cutmix_is_left_out_by_chance():
     images = pictures((6, 3, 8, 8))
     for seed in range(20):

@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import long_stream
 from benchmarks.long_stream import (
@@ -62,6 +64,34 @@ def test_other_methods_can_be_measured(tmp_path: Path) -> None:
     main(small(tmp_path, method="dream_plus", experiences=5, window=1), "x")
     [row] = found(tmp_path)["rows"]
     assert row["way"] == "with replay" and row["most_stored_bytes"] > 0
+
+
+def test_seconds_of_training_and_condensing_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, taken = 50.0, []
+    memory = SimpleNamespace(nbytes=7, classes=(1, 2))
+    replay = SimpleNamespace(buffer=SimpleNamespace(seconds=taken, history=[]), memory=memory)
+
+    def train(experience: object, **_: object) -> None:
+        nonlocal now
+        taken.append(1.0 + len(taken))
+        now += 10 + taken[-1]
+
+    monkeypatch.setattr(long_stream, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(long_stream, "_replay", lambda arguments: replay)
+    monkeypatch.setattr(long_stream, "_strategy", lambda *_: SimpleNamespace(train=train))
+    monkeypatch.setattr(long_stream, "records", lambda replay: 0.0)
+    noted = long_stream.measure(small(tmp_path), torch.device("cpu"))
+    assert noted["train_seconds"] == [10.0] * 8
+    assert noted["condense_seconds"] == [1.0 + number for number in range(8)]
+    assert noted["stored_bytes"] == [7] * 8 and noted["classes_stored"] == 2
+
+
+def test_resident_memory_is_that_of_this_process_in_kib() -> None:
+    status = Path("/proc/self/status").read_text()
+    expected = next(int(line.split()[1]) for line in status.splitlines() if "VmRSS" in line)
+    assert long_stream.resident_kib() == pytest.approx(expected, rel=0.05)
 
 
 def test_experiences_are_unequal_and_follow_from_the_seed(tmp_path: Path) -> None:
@@ -133,6 +163,9 @@ def test_the_gate_counts_what_is_above_the_run_without(
     assert (not missed) if message is None else (message in missed[0])
     [too_much] = failures(thresholds([{**rows[1], "growth_kib": 0}], Arguments(total_bytes=499)))
     assert "stored bytes is 500, above 499" in too_much
+    for name, said in (("condense_ratio", "time to condense"), ("train_ratio", "time to train")):
+        [slower] = failures(thresholds([{**rows[1], "growth_kib": 0, name: 9.0}], Arguments()))
+        assert slower.startswith(f"{said}, last to first is 9")
 
 
 def test_a_missed_gate_ends_with_1(

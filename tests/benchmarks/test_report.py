@@ -135,6 +135,17 @@ def test_newest_row_counts() -> None:
     assert cells(report([*rows(), again]), "idc")[3] == "95.0"
 
 
+def test_a_report_names_every_command_that_made_it(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    for command in ("python -m one", "python -m two"):
+        store.claim({"data": "digits"}, command=command)
+    for row in rows():
+        store.append(row)
+    write_report(tmp_path)
+    found = (tmp_path / "report.md").read_text()
+    assert "python -m one\npython -m two" in found
+
+
 def test_rows_say_where_they_come_from() -> None:
     later = rows(commit="def5678", versions={"torch": "2.15.0", "avalanche-lib": "0.6.0"})
     both = report([*rows(), *later])

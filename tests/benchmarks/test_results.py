@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import results
 from benchmarks.results import ResultStore, environment
 from dc_replay.errors import ArgumentError
 
@@ -134,7 +135,8 @@ def test_damaged_settings_are_an_error(tmp_path: Path, content: str) -> None:
         store.claim({"data": "digits"})
 
 
-def test_environment_is_json_and_names_versions() -> None:
+def test_environment_is_json_and_names_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     found = environment()
     assert json.loads(json.dumps(found)) == found
     assert set(found) == {"device", "commit", "versions"}
@@ -146,15 +148,36 @@ def test_environment_is_json_and_names_versions() -> None:
         "dc_replay",
     }
     assert found["versions"]["torch"] == torch.__version__
-    assert "thread" in found["device"]
+    assert found["device"].endswith(" 3 threads")
     assert environment("meta")["device"] == "meta"
+
+
+def test_settings_are_whole_whenever_writing_them_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ResultStore(tmp_path)
+    store.claim({"data": "digits"}, command="first")
+    before = store.settings_path.read_bytes()
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.results.os.replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        store.claim({"data": "digits"}, command="second")
+    assert store.settings_path.read_bytes() == before
+    monkeypatch.undo()
+    store.claim({"data": "digits"}, command="second")
+    assert store.commands() == ["first", "second"]
 
 
 @pytest.mark.parametrize(("changes", "commit"), [("", "abc1234"), (" M a.py", "abc1234-dirty")])
 def test_commit_says_when_it_is_dirty(
     changes: str, commit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def git(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def git(command: list[str], *, cwd: Path, **_: Any) -> subprocess.CompletedProcess[str]:
+        assert cwd == Path(results.__file__).parent  # of the source, wherever it is called from
+        assert command[1] == "rev-parse" or "-uno" in command
         output = "abc1234\n" if command[1] == "rev-parse" else f"{changes}\n"
         return subprocess.CompletedProcess(command, 0, stdout=output)
 

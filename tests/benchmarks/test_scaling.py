@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.scaling import Arguments, Point, cli, main, points
-from dc_replay import ArgumentError
+from benchmarks.scaling import Arguments, Point, cli, iteration_seconds, main, points
+from dc_replay import ArgumentError, Condenser, OnReal
 
 ASKED = Arguments(
     preset="smoke",
@@ -46,6 +48,24 @@ def test_every_size_is_timed_once_and_drawn(tmp_path: Path) -> None:
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in found["rows"])
     assert (tmp_path / "scaling.png").stat().st_size > 5_000
     assert "seconds per iteration" in table
+
+
+def test_an_iteration_is_a_whole_one_of_the_size_that_it_is_named_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: dict[str, Any] = {}
+
+    def condense(self: Condenser, images: Any, labels: Any, **options: Any) -> None:
+        given.update(condenser=self, images=images, labels=labels, **options)
+        self.update.ends.extend([1.0, 3.0, 7.0])
+
+    monkeypatch.setattr(Condenser, "condense", condense)
+    assert iteration_seconds(ASKED, Point(4, 3, 12), torch.device("cpu")) == [2.0, 4.0]
+    built = given["condenser"]
+    assert given["images"].shape == (4 * 9, 3, 12, 12) and given["quotas"] == 3
+    assert given["labels"].bincount().tolist() == [9] * 4
+    assert built.update.update == OnReal(64) and built.compile is True
+    assert (built.outer, built.inner) == (1, 3)
 
 
 @pytest.mark.parametrize(
