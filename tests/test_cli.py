@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -202,6 +203,23 @@ def test_the_sheet_has_a_row_for_each_class(saved, run, shape, scale, shown):
     assert ("the first 3 of 5 channels as red, green and blue" in said) == (shape[0] == 5)
 
 
+def test_each_row_of_a_sheet_has_the_label_of_its_class():
+    images = np.zeros((1, 3, 32, 32), np.uint8)
+
+    def labels(*classes):
+        """The strip beside the images, row by row."""
+        found = pictures.sheet(dict.fromkeys(classes, images)).png
+        strip = np.asarray(Image.open(io.BytesIO(found)).convert("L"))[:, :16]
+        inked = np.flatnonzero((strip < 128).any(axis=1))
+        rows = np.split(inked, np.flatnonzero(np.diff(inked) > 8) + 1)
+        assert len(rows) == len(classes)
+        return [strip[row[0] : row[-1] + 1].tobytes() for row in rows]
+
+    (three,), (eight,) = labels(3), labels(8)
+    assert three != eight
+    assert labels(3, 8) == [three, eight] and labels(8, 3) == [eight, three]
+
+
 def test_the_sheet_is_no_wider_than_it_says(saved, run):
     memory = saved({0: pictures.COLUMNS + 1, 1: 1}, shape=(1, 8, 8), factor=1)
     said = run("inspect", "memory.safetensors", "--image", "sheet.png")["image"]
@@ -341,6 +359,22 @@ def test_a_failed_export_leaves_nothing(saved, refused, monkeypatch, there):
     monkeypatch.setattr(pictures, "png", fail)
     assert "error: no space left" in refused("export", "memory.safetensors", "out")
     assert len(calls) == 7
+
+
+def test_an_export_that_is_interrupted_leaves_nothing(saved, monkeypatch):
+    saved()
+    whole, calls = pictures.png, []
+
+    def stop(image):
+        calls.append(image)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return whole(image)
+
+    monkeypatch.setattr(pictures, "png", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main(["export", "memory.safetensors", "out"])
+    assert len(calls) == 7 and not Path("out").exists()
 
 
 # What is refused

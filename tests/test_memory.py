@@ -892,3 +892,16 @@ def test_compression_is_saved_and_comes_back(tmp_path):
     whole = found.decoded()[0]
     found.shrink(images_per_class=1)
     assert torch.equal(found.decoded()[0], torch.cat([whole[:8], whole[24:32]]))
+
+
+def test_a_budget_of_ones_own_kind_is_not_written(tmp_path):
+    """It could not be made again from its name."""
+
+    class Half(ImagesPerClass):
+        pass
+
+    path = tmp_path / "memory.safetensors"
+    make_memory({8: 2}, budget=Half(3)).save(path)
+    with pytest.raises(MemoryFileError, match="budget that it cannot describe; pass `budget`"):
+        ExemplarMemory.load(path)
+    assert ExemplarMemory.load(path, budget=Half(3)).counts == {8: 2}

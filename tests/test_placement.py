@@ -99,6 +99,7 @@ def test_images_stay_where_there_is_room(resident, count, device, expected, monk
     assert home(resident, count, device=device) == expected
     if resident == "auto":  # bytes that are there already are not in the way of themselves
         assert home("auto", 251, device=GPU, held=4) == GPU
+        assert home("auto", 252, device=GPU, held=4) == CPU  # a quarter of 1004
 
 
 def experiences(count=2):

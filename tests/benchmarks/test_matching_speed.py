@@ -265,6 +265,18 @@ def test_an_iteration_of_ours_is_a_whole_one(
         assert built.sampler == case.condenser.sampler
 
 
+def test_ratios_of_iterations_say_how_many_times_as_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = {"float32": 2.0, "bfloat16": 1.0}
+    monkeypatch.setattr(Case, "_our_iteration", lambda self, precision: ours[precision])
+    monkeypatch.setattr(Case, "_eager_iteration", lambda self: 8.0)
+    row = case_of(tmp_path, rounds=4)._iteration({name: name for name in ours})
+    assert (row["float32_iteration_ratio"], row["bfloat16_iteration_ratio"]) == (4.0, 8.0)
+    assert row["eager_iteration_seconds"] == [8.0] * 2
+    assert row["bfloat16_iteration_seconds"] == [1.0] * 2
+
+
 def test_an_iteration_of_the_plain_way_is_a_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
