@@ -264,14 +264,18 @@ def test_seconds_of_training_are_those_of_all_processes(
     assert all(1000 < row["train_seconds"] < 1900 for row in rows(tmp_path))
 
 
-def test_a_state_without_its_rows_is_not_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [0, 2])
+def test_a_state_without_its_rows_is_not_used(left: int, tmp_path: Path) -> None:
     main(smoke(tmp_path, methods="idc", steps=4), "x")
     found = rows(tmp_path)
     stale = tmp_path / "state" / "idc-0" / "after-3"
     stale.mkdir(parents=True)
-    (tmp_path / "results.jsonl").unlink()
+    (stale / "model.safetensors").touch()
+    written = (tmp_path / "results.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "results.jsonl").write_text("".join(written[:left]))
     main(smoke(tmp_path, methods="idc", steps=4), "x")
-    assert [r["accuracy"] for r in rows(tmp_path)] == [r["accuracy"] for r in found]
+    same = ("step", "accuracy", "stored_bytes")
+    assert [[r[k] for k in same] for r in rows(tmp_path)] == [[r[k] for k in same] for r in found]
     assert not stale.exists()
 
 
