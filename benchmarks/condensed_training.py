@@ -6,6 +6,10 @@ Each method condenses all classes at once, once for each seed and number of imag
 networks are trained on the set from scratch, ``runs`` times each. With ``--networks`` they may be
 others than the one that condensed. Writes ``results.jsonl`` and ``report.md``; started again, it
 goes on where it stopped.
+
+    python -m benchmarks.condensed_training --recipes idc,dream_plus+outer=2,dream_plus+outer=8
+
+also draws accuracy over the seconds that condensing took.
 """
 
 from __future__ import annotations
@@ -34,8 +38,8 @@ class Arguments(Workload):
 
     Attributes:
         recipes: Recipes, separated by commas, to which +sm, +mdc and DREAM+'s components
-            (+representative, +init, +bidirectional) are added; +sm=0.3 sets the weight, and
-            +lr=0.1 the pixels' learning rate.
+            (+representative, +init, +bidirectional) are added; +sm=0.3 sets the weight,
+            +lr=0.1 the pixels' learning rate, and +outer=4 the number of matching networks.
         ipc: Stored images per class, separated by commas.
         networks: Networks to train, separated by commas: convnet3 (or another depth), resnet10,
             resnetap10 and densenet121.

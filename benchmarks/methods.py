@@ -64,6 +64,10 @@ def _final(built: Condenser, settings: Preset, value: float | None) -> Condenser
     return replace(built, pixels=replace(built.pixels, final=_given(value)))
 
 
+def _outer(built: Condenser, settings: Preset, value: float | None) -> Condenser:
+    return replace(built, outer=_whole(_given(value)))
+
+
 def _given(value: float | None) -> float:
     if value is None:
         raise ArgumentError("it needs a value, after an equals sign")
@@ -86,12 +90,13 @@ MODIFIERS: dict[str, Callable[[Condenser, Preset, float | None], Condenser]] = {
     "factor": _factor,
     "lr": _rate,
     "final": _final,
+    "outer": _outer,
 }
 """Subset matching and its weight, multisize condensation and its period, DREAM+'s components, the
-images that share the bytes of one, the crops along its sides, and the learning rate of pixels in
-[0, 1] and the share of it that is left at the end."""
+images that share the bytes of one, the crops along its sides, the learning rate of pixels in
+[0, 1] and the share of it that is left at the end, and the number of matching networks."""
 
-_TAKES_VALUE = ("sm", "mdc", "representative", "compress", "factor", "lr", "final")
+_TAKES_VALUE = ("sm", "mdc", "representative", "compress", "factor", "lr", "final", "outer")
 _FOR_ALL = ("compress", "factor")
 
 
@@ -117,6 +122,11 @@ class Method:
         for modifier, value in self.modifiers:
             built = MODIFIERS[modifier](built, settings, value)
         return replace(built, name=self.name)
+
+    def without(self, modifier: str) -> tuple[str, float | None]:
+        """The name that is left without a modifier, and the value that it had, or None."""
+        kept = [text for text in self.name.split("+")[1:] if text.partition("=")[0] != modifier]
+        return "+".join((self.recipe, *kept)), dict(self.modifiers).get(modifier)
 
 
 def method(name: str, *, argument: str = "methods") -> Method:

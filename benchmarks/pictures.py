@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from torch import Tensor
 
 from benchmarks.summary import compare, deviation
@@ -36,7 +36,7 @@ COLOURS = (
 MARKERS = "osD^vPX<>h"
 INK, FAINT = "#222222", "#777777"
 
-Lines = Mapping[str, Mapping[int, Sequence[float]]]
+Lines = Mapping[str, Mapping[float, Sequence[float]]]
 """For each line's name the values at each place, one for each seed."""
 
 
@@ -95,7 +95,14 @@ def _mark_cut(axes: Axes, around: Sequence[int], images: int) -> None:
 
 
 def line_plot(
-    lines: Lines, path: str | Path, *, title: str, subtitle: str, xlabel: str, ylabel: str
+    lines: Lines,
+    path: str | Path,
+    *,
+    title: str,
+    subtitle: str,
+    xlabel: str,
+    ylabel: str,
+    seconds: bool = False,
 ) -> None:
     """Draw one panel of lines, means over seeds with a band of one standard deviation.
 
@@ -106,13 +113,30 @@ def line_plot(
         subtitle: How it was measured.
         xlabel: What the places are.
         ylabel: What the values are; percentages.
+        seconds: Whether places are seconds, which may differ by orders of magnitude, and each line
+            has places of its own. It is then dotted on, from where it ends.
     """
     figure = Figure(figsize=(8.4, 5.2), dpi=150)
     figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12))
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     _draw(axes, lines, list(lines), title=title, subtitle=subtitle, xlabel=xlabel, ylabel=ylabel)
+    if seconds:
+        _over_seconds(axes, lines)
     figure.savefig(path)
+
+
+def _over_seconds(axes: Axes, lines: Lines) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    last = max(place for line in lines.values() for place in line)
+    for style, line in enumerate(lines.values()):
+        end = max(line)
+        height = statistics.fmean(line[end])
+        colour = COLOURS[style % len(COLOURS)]
+        axes.plot((end, last), (height, height), ":", color=colour, linewidth=1)
 
 
 def scaling_plot(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.methods import method as named_method
 from benchmarks.pictures import line_plot, step_plot
 from benchmarks.results import ResultStore, Row
 from benchmarks.tables import environment_table, markdown_table, measured_on, percent, text_table
@@ -118,18 +119,65 @@ def _shrink_explanation(rows: Sequence[Row], settings: Mapping[str, Any]) -> str
 def write_training_report(out_dir: str | Path) -> str:
     """Make ``report.md`` of methods side by side; return the terminal table.
 
+    Where methods have several numbers of matching networks (``+outer=1``, ``+outer=2`` and so on)
+    makes ``seconds.png``, too: accuracy over the seconds of condensing, for the largest set and the
+    first of the networks that are trained.
+
     Raises:
         ArgumentError: If the folder has no results.
     """
     store = ResultStore(out_dir)
     rows = _accuracies(store)
     header, body = training_table(rows)
+    title = f"{rows[-1]['data']}: fresh networks trained on condensed sets"
     parts = [
-        f"# {rows[-1]['data']}: fresh networks trained on condensed sets",
+        f"# {title}",
         _training_explanation(rows, store.settings()),
         markdown_table(header, body),
     ]
+    lines = seconds_lines(rows)
+    if lines:
+        largest, network = max(row["ipc"] for row in rows), rows[0]["network"]
+        line_plot(
+            lines,
+            store.out_dir / "seconds.png",
+            title=title,
+            subtitle=f"{store.settings()['classes'] or 'all'} classes, {largest} images of each, "
+            f"{network}, preset {rows[-1]['preset']}, {_seeds(rows)}",
+            xlabel="seconds to condense",
+            ylabel="test accuracy",
+            seconds=True,
+        )
+        parts.append("![Accuracy over the seconds to condense](seconds.png)")
     return _write(store, parts, header, body)
+
+
+def seconds_lines(rows: Sequence[Row]) -> dict[str, dict[float, list[float]]]:
+    """Accuracies by method and seconds of condensing, where some differ in how long they are.
+
+    Args:
+        rows: Accuracies of a run; those of the largest set count, and of the first network.
+
+    Returns:
+        For each method without its ``+outer``, in ascending order of that number, the least seconds
+        that one of the seeds took, and the accuracies of all of them. Empty if no method has
+        several such numbers.
+    """
+    largest, network = max(row["ipc"] for row in rows), rows[0]["network"]
+    found: dict[str, dict[float, list[Row]]] = {}
+    for row in rows:
+        if (row["ipc"], row["network"]) == (largest, network):
+            name, outer = named_method(row["method"]).without("outer")
+            found.setdefault(name, {}).setdefault(outer or 0, []).append(row)
+    if all(len(by_outer) == 1 for by_outer in found.values()):
+        return {}
+    return {
+        name: {
+            min(row["condense_seconds"] for row in own): [row["accuracy"] for row in own]
+            for _, own in sorted(by_outer.items())
+        }
+        for name, by_outer in found.items()
+    }
 
 
 def _training_explanation(rows: Sequence[Row], settings: Mapping[str, Any]) -> str:

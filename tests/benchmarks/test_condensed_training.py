@@ -12,6 +12,7 @@ from benchmarks.condensed_sets import CondensedSet, FreshTraining
 from benchmarks.condensed_training import Arguments, cli, main
 from benchmarks.data import DataError, hold_out, load
 from benchmarks.presets import PRESETS
+from benchmarks.set_reports import seconds_lines
 from dc_replay import ArgumentError, Condenser, Exemplars, Formation
 from dc_replay.augment import augmentation, cutmix
 from dc_replay.networks import ConvNet
@@ -186,3 +187,38 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "random" in capsys.readouterr().out
     assert cli([*asked, "--recipes", "none"]) == 2
     assert capsys.readouterr().err.startswith("error: `recipes` names 'none'")
+
+
+def test_accuracy_is_drawn_over_seconds_where_lengths_differ(tmp_path: Path) -> None:
+    main(smoke(tmp_path, recipes="random,idc", ipc="1"), "x")
+    assert not (tmp_path / "seconds.png").exists()
+    main(smoke(tmp_path, recipes="idc+outer=1,idc+outer=2", ipc="1"), "x")
+    assert (tmp_path / "seconds.png").stat().st_size > 10_000
+    assert "![Accuracy over the seconds to condense](seconds.png)" in (
+        tmp_path / "report.md"
+    ).read_text(encoding="utf-8")
+
+
+def accuracy_row(method: str, seconds: float, accuracy: float, **changes: object) -> dict:
+    row = {"method": method, "condense_seconds": seconds, "accuracy": accuracy}
+    return {**row, "ipc": 10, "network": "convnet3", **changes}
+
+
+def test_lines_over_seconds_are_of_one_size_and_network() -> None:
+    found = [
+        accuracy_row("herding", 3.0, 40.0),
+        accuracy_row("idc+outer=10", 100.0, 50.0),
+        accuracy_row("idc+outer=10", 90.0, 52.0),
+        accuracy_row("idc+outer=2", 20.0, 45.0),
+        accuracy_row("idc+sm+outer=2", 30.0, 44.0),
+        accuracy_row("idc+outer=2", 2.0, 20.0, ipc=1),
+        accuracy_row("idc+outer=2", 20.0, 35.0, network="resnet10"),
+    ]
+    lines = seconds_lines(found)
+    assert lines == {
+        "herding": {3.0: [40.0]},
+        "idc": {20.0: [45.0], 90.0: [50.0, 52.0]},
+        "idc+sm": {30.0: [44.0]},
+    }
+    assert list(lines["idc"]) == [20.0, 90.0]
+    assert seconds_lines([row for row in found if row["method"] != "idc+outer=10"]) == {}

@@ -61,6 +61,20 @@ def test_the_pixels_rate_can_be_set() -> None:
     assert build("dm+lr=3+final=0.25", "fast").pixels == PixelStep(3.0, reference=None, final=0.25)
 
 
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_the_number_of_matching_networks_can_be_set(preset: str) -> None:
+    usual, few = build("dream_plus", preset), build("dream_plus+outer=3", preset)
+    assert usual.outer != 3
+    assert few == replace(usual, outer=3, name="dream_plus+outer=3")
+    assert (build("dm+outer=70", preset).outer, build("dm+outer=70", preset).inner) == (70, 1)
+
+
+def test_a_name_without_one_of_its_modifiers() -> None:
+    assert method("idc+sm=2+outer=4+mdc").without("outer") == ("idc+sm=2+mdc", 4)
+    assert method("idc+sm+mdc").without("sm") == ("idc+mdc", None)
+    assert method("herding").without("outer") == ("herding", None)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -77,6 +91,10 @@ def test_the_pixels_rate_can_be_set() -> None:
         ("herding+compress=0", "`compression` must be a whole number from 1 to 256, but is 0"),
         ("idc+lr", "'idc.lr': it needs a value"),
         ("idc+lr=0", "`lr` is 0.0; pass a finite number above 0"),
+        ("idc+outer", "'idc.outer': it needs a value"),
+        ("idc+outer=0", "`outer` is 0"),
+        ("idc+outer=1.5", "its value is 1.5, but must be a whole number"),
+        ("random+outer=2", "random optimises nothing that 'outer' could be added to"),
         ("idc+final=2", "`final` is 2.0; pass a number from 0 to 1"),
         ("herding+compress=2.5", "its value is 2.5, but must be a whole number"),
     ],
