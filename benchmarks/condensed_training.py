@@ -30,6 +30,7 @@ from benchmarks.set_reports import write_training_report
 from benchmarks.workload import Workload, at_least_1, command_line, names, numbers
 from dc_replay._progress import progress
 from dc_replay.errors import ArgumentError
+from dc_replay.networks import computed_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +151,7 @@ def _measure(
                 "train_seconds": time.perf_counter() - started,
                 "data": data.name,
                 "preset": arguments.preset,
+                "precision": computed_in(arguments.precision, condensery.device),
                 **environment(condensery.device),
             }
         )

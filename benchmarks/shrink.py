@@ -30,7 +30,7 @@ from benchmarks.workload import Workload, command_line, names, numbers
 from dc_replay import Exemplars
 from dc_replay._progress import progress
 from dc_replay.errors import ArgumentError
-from dc_replay.networks import MatchingNetwork
+from dc_replay.networks import MatchingNetwork, computed_in
 from dc_replay.sampling import Embed, nearest_to_centres
 from dc_replay.training import NetworkTraining
 
@@ -237,6 +237,7 @@ class _Contest:
             "data": self.data.name,
             "network": self.arguments.network,
             "preset": self.arguments.preset,
+            "precision": computed_in(self.arguments.precision, self.device),
             **environment(self.device),
         }
 

@@ -40,6 +40,7 @@ def environment_table(rows: Sequence[Mapping[str, Any]]) -> str:
         ("device", seen(row["device"] for row in rows)),
         ("commit", seen(row["commit"] for row in rows)),
         ("preset", seen(row["preset"] for row in rows)),
+        ("precision of convolutions", seen(row.get("precision", "not noted") for row in rows)),
     ]
     packages = dict.fromkeys(name for row in rows for name in row["versions"])
     cells += [
@@ -54,9 +55,18 @@ def measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
     commits = list(dict.fromkeys(row["commit"] for row in rows))
     devices = " and ".join(dict.fromkeys(row["device"] for row in rows))
     return (
-        f"Measured on {devices}, torch {newest['versions']['torch']}, preset "
+        f"Measured on {devices}{_computed_in(rows)}, torch {newest['versions']['torch']}, preset "
         f"`{newest['preset']}`, commit{'s' * (len(commits) > 1)} {', '.join(commits)}:"
     )
+
+
+def _computed_in(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Of machines with one name, some multiply bfloat16 natively, and others do not."""
+    noted = [row["precision"] for row in rows if "precision" in row]
+    if not noted:
+        return ""
+    older = "" if len(noted) == len(rows) else " (not noted of older rows)"
+    return f", convolutions in {' and '.join(dict.fromkeys(noted))}{older}"
 
 
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -15,7 +15,7 @@ from benchmarks.presets import PRESETS
 from benchmarks.set_reports import seconds_lines
 from dc_replay import ArgumentError, Condenser, Exemplars, Formation
 from dc_replay.augment import augmentation, cutmix
-from dc_replay.networks import ConvNet
+from dc_replay.networks import ConvNet, computed_in
 from dc_replay.pixels import dequantise
 
 
@@ -45,6 +45,7 @@ def test_every_recipe_size_network_and_run_is_measured(tmp_path: Path) -> None:
         for run in (0, 1)
     }
     assert all(row["stored_bytes"] == row["ipc"] * 3 * 64 for row in found)
+    assert {row["precision"] for row in found} == {computed_in("auto", torch.device("cpu"))}
     assert len(list((tmp_path / "sets").iterdir())) == 8
     assert "resnet10" in table and "±" in table
     assert "the command" in (tmp_path / "report.md").read_text()

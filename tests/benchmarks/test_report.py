@@ -161,6 +161,17 @@ def test_rows_say_where_they_come_from() -> None:
     assert "commit abc1234:" in results_section(rows(), "x")
 
 
+def test_rows_say_what_convolutions_were_computed_in() -> None:
+    older, newer = rows(), rows(precision="bfloat16")
+    assert "on a CPU, torch 2.11.0" in results_section(older, "x")
+    assert "on a CPU, convolutions in bfloat16, torch" in results_section(newer, "x")
+    both = [*newer, *rows(precision="float32")]
+    assert "on a CPU, convolutions in bfloat16 and float32, torch" in results_section(both, "x")
+    mixed = results_section([*older, *newer], "x")
+    assert "on a CPU, convolutions in bfloat16 (not noted of older rows), torch" in mixed
+    assert "| precision of convolutions | not noted, bfloat16 |" in report([*older, *newer])
+
+
 def test_bars_in_cells_do_not_end_them() -> None:
     assert "| `methods` | `a\\|b` |" in markdown_report(rows(), "x", settings={"methods": "a|b"})
 
