@@ -197,16 +197,22 @@ def test_what_is_no_number_does_not_become_one(formation, generator):
     assert formation.as_stored(images)[1].isnan().any()
 
 
+def same_but_for_rounding(a, b):
+    """How many images there are decides, on some machines, in which order sums are made."""
+    return a.shape == b.shape and (a - b).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("factor", [1, 2, 3])
 def test_compression_leaves_of_new_images_what_it_leaves_of_exemplars(factor, generator):
     formation = Formation(factor, compression=4)
     images = torch.rand(2 * formation.images_per_stored, 3, 13, 16, generator=generator)
     stored = formation.store(formation.pack(images))
-    assert torch.equal(formation.as_stored(images), formation.decode(formation.open(stored)))
+    shown = formation.as_stored(images)
+    assert same_but_for_rounding(shown, formation.decode(formation.open(stored)))
     # The images of a last layer that is not full are what they would be beside any others.
     some = formation.as_stored(images[: factor**2 + 1])
     assert some.shape == (factor**2 + 1, 3, 13, 16)
-    assert torch.equal(some[:-1], formation.as_stored(images)[: factor**2])
+    assert same_but_for_rounding(some[:-1], shown[: factor**2])
     assert formation.as_stored(images[:0]).shape == (0, 3, 13, 16)
     assert formation.as_stored(images.to(torch.bfloat16)).dtype == torch.bfloat16
 
@@ -219,7 +225,7 @@ def test_images_that_fill_up_a_layer_are_like_those_in_it(generator):
     formation = Formation(2, compression=4)
     images = torch.rand(5, 3, 16, 16, generator=generator)
     filled = torch.cat([images, images[:1].expand(3, -1, -1, -1)])
-    assert torch.equal(formation.as_stored(images), formation.as_stored(filled)[:5])
+    assert same_but_for_rounding(formation.as_stored(images), formation.as_stored(filled)[:5])
 
 
 def compressed(formation, count, shape, generator):
