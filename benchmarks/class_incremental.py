@@ -73,9 +73,10 @@ class Arguments(Workload):
     """Compare replay memories on a class-incremental stream, at the same stored bytes.
 
     Attributes:
-        methods: Methods, separated by commas: recipes, to which subset matching and multisize
-            condensation are added as in dream_plus+sm+mdc; with protocol replay also naive,
-            cumulative, and stock_replay, stock_herding and stock_reservoir, which are Avalanche's.
+        methods: Methods, separated by commas: recipes, to which modifiers are added, as in
+            dream_plus+sm+mdc or herding+compress=10 (all are in benchmarks/methods.py); with
+            protocol replay also naive, cumulative, and stock_replay, stock_herding and
+            stock_reservoir, which are Avalanche's.
         network: The network to train: convnet3 (or another depth), resnet10,
             resnetap10 or densenet121.
         protocol: What is trained on: the memory alone from the model before with distillation, the

@@ -14,14 +14,14 @@ from benchmarks.compiled import compile_layers
 from benchmarks.data import ImageData
 from benchmarks.methods import method
 from benchmarks.presets import Preset, matching_factory, network_factory
-from benchmarks.results import ResultStore, environment
+from benchmarks.results import ResultStore, Row, environment
 from benchmarks.workload import Workload
 from dc_replay import Condenser, ExemplarMemory, Exemplars, Formation, ImagesPerClass
 from dc_replay._progress import progress
 from dc_replay.augment import augmentation, cutmix
 from dc_replay.compilation import CompileMode
 from dc_replay.errors import ArgumentError
-from dc_replay.networks import Precision, set_precision
+from dc_replay.networks import Precision, computed_in, set_precision
 from dc_replay.pixels import dequantise
 
 
@@ -35,20 +35,24 @@ class CondensedSet:
         seconds: What condensing took.
         prefix_sizes: The prefix that multisize condensation matched in each period, averaged over
             the classes; empty without it.
+        precision: What the convolutions of its matching networks computed in; None if that was not
+            noted.
     """
 
     exemplars: Exemplars
     formation: Formation
     seconds: float
     prefix_sizes: list[float]
+    precision: str | None = None
 
     @classmethod
-    def of(cls, memory: ExemplarMemory, seconds: float, prefix_sizes: list[float]) -> CondensedSet:
-        """What a memory stores, which is not empty."""
+    def of(cls, memory: ExemplarMemory, row: Row) -> CondensedSet:
+        """What a memory stores, which is not empty, and what was noted when it was made."""
         exemplars = memory.exemplars
         if exemplars is None:
             raise ArgumentError("`memory` is empty; condense something into it first")
-        return cls(exemplars, memory.formation, seconds, prefix_sizes)
+        noted = row["seconds"], row["prefix_sizes"], row.get("precision")
+        return cls(exemplars, memory.formation, *noted)
 
     def prefix(self, size: int) -> CondensedSet:
         """The first images of each class."""
@@ -100,7 +104,7 @@ class Condensery:
         known = self.store.find(name, seed, kind="set", ipc=ipc)
         if known is not None and path.exists():
             memory = ExemplarMemory.load(path, device=self.device)
-            return CondensedSet.of(memory, known["seconds"], known["prefix_sizes"])
+            return CondensedSet.of(memory, known)
         condenser = self._condenser(name, data, ipc)
         state = self.store.out_dir / "state" / path.name
         state.parent.mkdir(parents=True, exist_ok=True)
@@ -126,19 +130,19 @@ class Condensery:
         memory.save(path)
         sizes = condensed.history.get("prefix_sizes", [])
         means = [sum(chosen) / len(chosen) for chosen in sizes]
-        self.store.append(
-            {
-                "kind": "set",
-                "method": name,
-                "seed": seed,
-                "ipc": ipc,
-                "seconds": seconds,
-                "prefix_sizes": means,
-                **environment(self.device),
-            }
-        )
+        row = {
+            "kind": "set",
+            "method": name,
+            "seed": seed,
+            "ipc": ipc,
+            "seconds": seconds,
+            "prefix_sizes": means,
+            "precision": computed_in(self.workload.precision, self.device),
+            **environment(self.device),
+        }
+        self.store.append(row)
         state.unlink(missing_ok=True)
-        return CondensedSet.of(memory, seconds, means)
+        return CondensedSet.of(memory, row)
 
     def _condenser(self, name: str, data: ImageData, ipc: int) -> Condenser:
         channels, height, width = data.image_shape

@@ -38,9 +38,10 @@ class Arguments(Workload):
     """Compare methods by what fresh networks learn from their condensed sets.
 
     Attributes:
-        recipes: Recipes, separated by commas, to which +sm, +mdc and DREAM+'s components
-            (+representative, +init, +bidirectional) are added; +sm=0.3 sets the weight,
-            +lr=0.1 the pixels' learning rate, and +outer=4 the number of matching networks.
+        recipes: Recipes, separated by commas, to which modifiers are added, such as +sm, +mdc,
+            DREAM+'s components (+representative, +init, +bidirectional), +compress=10, +lr=0.1 for
+            the pixels' learning rate and +outer=4 for the number of matching networks; all are in
+            benchmarks/methods.py.
         ipc: Stored images per class, separated by commas.
         networks: Networks to train, separated by commas: convnet3 (or another depth), resnet10,
             resnetap10 and densenet121.
@@ -152,6 +153,7 @@ def _measure(
                 "data": data.name,
                 "preset": arguments.preset,
                 "precision": computed_in(arguments.precision, condensery.device),
+                "condense_precision": found.precision,
                 **environment(condensery.device),
             }
         )

@@ -123,10 +123,10 @@ class Method:
             built = MODIFIERS[modifier](built, settings, value)
         return replace(built, name=self.name)
 
-    def without(self, modifier: str) -> tuple[str, float | None]:
-        """The name that is left without a modifier, and the value that it had, or None."""
+    def without(self, modifier: str) -> str:
+        """The name that is left without a modifier."""
         kept = [text for text in self.name.split("+")[1:] if text.partition("=")[0] != modifier]
-        return "+".join((self.recipe, *kept)), dict(self.modifiers).get(modifier)
+        return "+".join((self.recipe, *kept))
 
 
 def method(name: str, *, argument: str = "methods") -> Method:

@@ -95,14 +95,7 @@ def _mark_cut(axes: Axes, around: Sequence[int], images: int) -> None:
 
 
 def line_plot(
-    lines: Lines,
-    path: str | Path,
-    *,
-    title: str,
-    subtitle: str,
-    xlabel: str,
-    ylabel: str,
-    seconds: bool = False,
+    lines: Lines, path: str | Path, *, title: str, subtitle: str, xlabel: str, ylabel: str
 ) -> None:
     """Draw one panel of lines, means over seeds with a band of one standard deviation.
 
@@ -113,22 +106,31 @@ def line_plot(
         subtitle: How it was measured.
         xlabel: What the places are.
         ylabel: What the values are; percentages.
-        seconds: Whether places are seconds, which may differ by orders of magnitude, and each line
-            has places of its own. It is then dotted on, from where it ends.
     """
-    figure = Figure(figsize=(8.4, 5.2), dpi=150)
-    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12))
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, axes = _panel_of_lines()
     _draw(axes, lines, list(lines), title=title, subtitle=subtitle, xlabel=xlabel, ylabel=ylabel)
-    if seconds:
-        _over_seconds(axes, lines)
     figure.savefig(path)
 
 
-def _over_seconds(axes: Axes, lines: Lines) -> None:
+def seconds_plot(
+    lines: Lines, path: str | Path, *, title: str, subtitle: str, xlabel: str, ylabel: str
+) -> None:
+    """Draw the same over seconds, which differ by orders of magnitude from line to line.
+
+    Each line is dotted on to the longest time of all.
+
+    Args:
+        lines: For each name the values at its seconds, in ascending order.
+        path: The PNG file.
+        title: What is compared.
+        subtitle: How it was measured.
+        xlabel: What takes the seconds.
+        ylabel: What the values are; percentages.
+    """
+    figure, axes = _panel_of_lines()
+    _draw(axes, lines, list(lines), title=title, subtitle=subtitle, xlabel=xlabel, ylabel=ylabel)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.xaxis.set_minor_locator(NullLocator())
     last = max(place for line in lines.values() for place in line)
@@ -137,6 +139,14 @@ def _over_seconds(axes: Axes, lines: Lines) -> None:
         height = statistics.fmean(line[end])
         colour = COLOURS[style % len(COLOURS)]
         axes.plot((end, last), (height, height), ":", color=colour, linewidth=1)
+    figure.savefig(path)
+
+
+def _panel_of_lines() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8.4, 5.2), dpi=150)
+    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12))
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
 
 
 def scaling_plot(

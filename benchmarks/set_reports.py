@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.methods import method as named_method
-from benchmarks.pictures import line_plot, step_plot
+from benchmarks.pictures import line_plot, seconds_plot, step_plot
 from benchmarks.results import ResultStore, Row
 from benchmarks.tables import environment_table, markdown_table, measured_on, percent, text_table
 from dc_replay.errors import ArgumentError
@@ -135,49 +135,52 @@ def write_training_report(out_dir: str | Path) -> str:
         _training_explanation(rows, store.settings()),
         markdown_table(header, body),
     ]
-    lines = seconds_lines(rows)
+    drawn = _of_one_set(rows)
+    lines = seconds_lines(drawn)
     if lines:
-        largest, network = max(row["ipc"] for row in rows), rows[0]["network"]
-        line_plot(
+        seconds_plot(
             lines,
             store.out_dir / "seconds.png",
             title=title,
-            subtitle=f"{store.settings()['classes'] or 'all'} classes, {largest} images of each, "
-            f"{network}, preset {rows[-1]['preset']}, {_seeds(rows)}",
+            subtitle=f"{store.settings()['classes'] or 'all'} classes, {drawn[0]['ipc']} images of "
+            f"each, {drawn[0]['network']}, preset {drawn[0]['preset']}, {_seeds(drawn)}",
             xlabel="seconds to condense",
             ylabel="test accuracy",
-            seconds=True,
         )
         parts.append("![Accuracy over the seconds to condense](seconds.png)")
     return _write(store, parts, header, body)
+
+
+def _of_one_set(rows: Sequence[Row]) -> list[Row]:
+    """Those of the largest set and of the first of the networks that are trained."""
+    largest, network = max(row["ipc"] for row in rows), rows[0]["network"]
+    return [row for row in rows if (row["ipc"], row["network"]) == (largest, network)]
 
 
 def seconds_lines(rows: Sequence[Row]) -> dict[str, dict[float, list[float]]]:
     """Accuracies by method and seconds of condensing, where some differ in how long they are.
 
     Args:
-        rows: Accuracies of a run; those of the largest set count, and of the first network.
+        rows: Accuracies of sets of one size and of one network.
 
     Returns:
-        For each method without its ``+outer``, in ascending order of that number, the least seconds
-        that one of the seeds took, and the accuracies of all of them. Empty if no method has
-        several such numbers.
+        For each method without its ``+outer``, by the least seconds that one of the seeds took and
+        in their order, the accuracies of all seeds. Empty if ``+outer`` tells no two apart.
     """
-    largest, network = max(row["ipc"] for row in rows), rows[0]["network"]
-    found: dict[str, dict[float, list[Row]]] = {}
+    found: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
-        if (row["ipc"], row["network"]) == (largest, network):
-            name, outer = named_method(row["method"]).without("outer")
-            found.setdefault(name, {}).setdefault(outer or 0, []).append(row)
-    if all(len(by_outer) == 1 for by_outer in found.values()):
+        name = named_method(row["method"]).without("outer")
+        found.setdefault(name, {}).setdefault(row["method"], []).append(row)
+    if all(len(lengths) == 1 for lengths in found.values()):
         return {}
-    return {
-        name: {
-            min(row["condense_seconds"] for row in own): [row["accuracy"] for row in own]
-            for _, own in sorted(by_outer.items())
-        }
-        for name, by_outer in found.items()
-    }
+    lines: dict[str, dict[float, list[float]]] = {}
+    for name, lengths in found.items():
+        line = lines[name] = {}
+        seconds = {m: min(row["condense_seconds"] for row in own) for m, own in lengths.items()}
+        for method in sorted(lengths, key=seconds.__getitem__):
+            values = line.setdefault(seconds[method], [])
+            values += [row["accuracy"] for row in lengths[method]]
+    return lines
 
 
 def _training_explanation(rows: Sequence[Row], settings: Mapping[str, Any]) -> str:

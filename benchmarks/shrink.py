@@ -189,7 +189,7 @@ class _Contest:
         exemplars = Exemplars(
             torch.cat(pixels), torch.tensor(labels, device=found.exemplars.labels.device)
         )
-        return CondensedSet(exemplars, found.formation, found.seconds, [])
+        return CondensedSet(exemplars, found.formation, found.seconds, [], found.precision)
 
     def _embedding(self) -> Embed:
         """Features of a matching network that was trained for one epoch on the real images."""
@@ -238,6 +238,7 @@ class _Contest:
             "network": self.arguments.network,
             "preset": self.arguments.preset,
             "precision": computed_in(self.arguments.precision, self.device),
+            "condense_precision": found.precision,
             **environment(self.device),
         }
 

@@ -14,6 +14,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 # Also one in bold, with a sign, not measured or left out.
 _NUMBER = re.compile(r"[*–−-]*\d|–|$")
+_NOT_NOTED = "not noted"
 
 
 def text_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -31,7 +32,7 @@ def text_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def environment_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown of where rows come from: device, commit, preset and versions."""
+    """Markdown of where rows come from: device, commit, preset, precision and versions."""
 
     def seen(values: Iterable[Any]) -> str:
         return ", ".join(dict.fromkeys(str(value) for value in values)) or "unknown"
@@ -40,7 +41,7 @@ def environment_table(rows: Sequence[Mapping[str, Any]]) -> str:
         ("device", seen(row["device"] for row in rows)),
         ("commit", seen(row["commit"] for row in rows)),
         ("preset", seen(row["preset"] for row in rows)),
-        ("precision of convolutions", seen(row.get("precision", "not noted") for row in rows)),
+        ("precision of convolutions", seen(p for row in rows for p in _precisions(row))),
     ]
     packages = dict.fromkeys(name for row in rows for name in row["versions"])
     cells += [
@@ -55,18 +56,27 @@ def measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
     commits = list(dict.fromkeys(row["commit"] for row in rows))
     devices = " and ".join(dict.fromkeys(row["device"] for row in rows))
     return (
-        f"Measured on {devices}{_computed_in(rows)}, torch {newest['versions']['torch']}, preset "
-        f"`{newest['preset']}`, commit{'s' * (len(commits) > 1)} {', '.join(commits)}:"
+        f"Measured on {devices}{_precision_clause(rows)}, torch {newest['versions']['torch']}, "
+        f"preset `{newest['preset']}`, commit{'s' * (len(commits) > 1)} {', '.join(commits)}:"
     )
 
 
-def _computed_in(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Of machines with one name, some multiply bfloat16 natively, and others do not."""
-    noted = [row["precision"] for row in rows if "precision" in row]
-    if not noted:
+def _precision_clause(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What convolutions were computed in; empty if no row notes it."""
+    noted = list(dict.fromkeys(p for row in rows for p in _precisions(row)))
+    if noted == [_NOT_NOTED]:
         return ""
-    older = "" if len(noted) == len(rows) else " (not noted of older rows)"
-    return f", convolutions in {' and '.join(dict.fromkeys(noted))}{older}"
+    older = " (not noted of older rows)" if _NOT_NOTED in noted else ""
+    return f", convolutions in {' and '.join(p for p in noted if p != _NOT_NOTED)}{older}"
+
+
+def _precisions(row: Mapping[str, Any]) -> list[str]:
+    """Of training and, where that may have been on another machine, of condensing.
+
+    Of machines with one name, some multiply bfloat16 natively and others do not.
+    """
+    found = [row.get("precision", _NOT_NOTED)]
+    return [*found, row["condense_precision"]] if row.get("condense_precision") else found
 
 
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from benchmarks.condensed_sets import CondensedSet, FreshTraining
 from benchmarks.condensed_training import Arguments, cli, main
 from benchmarks.data import DataError, hold_out, load
+from benchmarks.pictures import seconds_plot
 from benchmarks.presets import PRESETS
-from benchmarks.set_reports import seconds_lines
+from benchmarks.set_reports import _of_one_set, seconds_lines
 from dc_replay import ArgumentError, Condenser, Exemplars, Formation
 from dc_replay.augment import augmentation, cutmix
-from dc_replay.networks import ConvNet, computed_in
+from dc_replay.networks import ConvNet
 from dc_replay.pixels import dequantise
 
 
@@ -32,7 +34,7 @@ def rows(out: Path) -> list[dict]:
 
 
 def test_every_recipe_size_network_and_run_is_measured(tmp_path: Path) -> None:
-    asked = smoke(tmp_path, networks="convnet1,resnet10", runs=2, seeds="0,1")
+    asked = smoke(tmp_path, networks="convnet1,resnet10", runs=2, seeds="0,1", precision="float32")
     table = main(asked, "the command")
     found = rows(tmp_path)
     keys = ("method", "ipc", "network", "seed", "run")
@@ -45,7 +47,7 @@ def test_every_recipe_size_network_and_run_is_measured(tmp_path: Path) -> None:
         for run in (0, 1)
     }
     assert all(row["stored_bytes"] == row["ipc"] * 3 * 64 for row in found)
-    assert {row["precision"] for row in found} == {computed_in("auto", torch.device("cpu"))}
+    assert all(row["precision"] == row["condense_precision"] == "float32" for row in found)
     assert len(list((tmp_path / "sets").iterdir())) == 8
     assert "resnet10" in table and "±" in table
     assert "the command" in (tmp_path / "report.md").read_text()
@@ -190,14 +192,28 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err.startswith("error: `recipes` names 'none'")
 
 
+def test_what_a_set_was_condensed_in_is_told_of_one_that_is_trained_on_elsewhere(
+    tmp_path: Path,
+) -> None:
+    main(smoke(tmp_path, recipes="idc", ipc="1", precision="float32"), "x")
+    path = tmp_path / "results.jsonl"
+    made = [row for row in map(json.loads, path.read_text().splitlines()) if row["kind"] == "set"]
+    assert [row["precision"] for row in made] == ["float32"]
+    path.write_text(json.dumps({**made[0], "precision": "bfloat16"}) + "\n")
+    main(smoke(tmp_path, recipes="idc", ipc="1", precision="float32"), "x")
+    (row,) = rows(tmp_path)
+    assert (row["precision"], row["condense_precision"]) == ("float32", "bfloat16")
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| precision of convolutions | float32, bfloat16 |" in report
+
+
 def test_accuracy_is_drawn_over_seconds_where_lengths_differ(tmp_path: Path) -> None:
     main(smoke(tmp_path, recipes="random,idc", ipc="1"), "x")
     assert not (tmp_path / "seconds.png").exists()
     main(smoke(tmp_path, recipes="idc+outer=1,idc+outer=2", ipc="1"), "x")
-    assert (tmp_path / "seconds.png").stat().st_size > 10_000
-    assert "![Accuracy over the seconds to condense](seconds.png)" in (
-        tmp_path / "report.md"
-    ).read_text(encoding="utf-8")
+    assert (tmp_path / "seconds.png").exists()
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "![Accuracy over the seconds to condense](seconds.png)" in report
 
 
 def accuracy_row(method: str, seconds: float, accuracy: float, **changes: object) -> dict:
@@ -205,21 +221,55 @@ def accuracy_row(method: str, seconds: float, accuracy: float, **changes: object
     return {**row, "ipc": 10, "network": "convnet3", **changes}
 
 
-def test_lines_over_seconds_are_of_one_size_and_network() -> None:
-    found = [
-        accuracy_row("herding", 3.0, 40.0),
-        accuracy_row("idc+outer=10", 100.0, 50.0),
-        accuracy_row("idc+outer=10", 90.0, 52.0),
-        accuracy_row("idc+outer=2", 20.0, 45.0),
-        accuracy_row("idc+sm+outer=2", 30.0, 44.0),
-        accuracy_row("idc+outer=2", 2.0, 20.0, ipc=1),
-        accuracy_row("idc+outer=2", 20.0, 35.0, network="resnet10"),
+MEASURED = [
+    accuracy_row("herding", 3.0, 40.0),
+    accuracy_row("idc", 50.0, 48.0),
+    accuracy_row("idc+outer=10", 100.0, 50.0),
+    accuracy_row("idc+outer=10", 90.0, 52.0),
+    accuracy_row("idc+outer=2", 20.0, 45.0),
+    accuracy_row("idc+sm+outer=2", 30.0, 44.0),
+]
+
+
+def test_lines_over_seconds_are_in_the_order_of_seconds() -> None:
+    lines = seconds_lines(MEASURED)
+    assert list(lines) == ["herding", "idc", "idc+sm"]
+    assert lines["herding"] == {3.0: [40.0]} and lines["idc+sm"] == {30.0: [44.0]}
+    assert list(lines["idc"].items()) == [(20.0, [45.0]), (50.0, [48.0]), (90.0, [50.0, 52.0])]
+    alike = [accuracy_row("idc", 50.0, 48.0), accuracy_row("idc+outer=9", 50.0, 50.0)]
+    assert seconds_lines(alike) == {"idc": {50.0: [48.0, 50.0]}}
+    assert seconds_lines([row for row in MEASURED if row["method"] in ("herding", "idc")]) == {}
+
+
+def test_only_the_largest_set_and_the_first_network_are_drawn() -> None:
+    others = [
+        accuracy_row("idc", 5.0, 20.0, ipc=1),
+        accuracy_row("idc", 50.0, 35.0, network="resnet10"),
     ]
-    lines = seconds_lines(found)
-    assert lines == {
-        "herding": {3.0: [40.0]},
-        "idc": {20.0: [45.0], 90.0: [50.0, 52.0]},
-        "idc+sm": {30.0: [44.0]},
+    assert _of_one_set([*MEASURED, *others]) == MEASURED
+
+
+def test_lines_over_seconds_go_on_to_the_longest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: drawn.append(self))
+    seconds_plot(
+        seconds_lines(MEASURED),
+        tmp_path / "x.png",
+        title="a title",
+        subtitle="how",
+        xlabel="seconds",
+        ylabel="accuracy",
+    )
+    (axes,) = drawn[0].axes
+    assert axes.get_xscale() == "log"
+    dotted = [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == ":"]
+    assert dotted == [
+        [[3.0, 40.0], [90.0, 40.0]],
+        [[90.0, 51.0], [90.0, 51.0]],
+        [[30.0, 44.0], [90.0, 44.0]],
+    ]
+    assert {"herding  40.0", "idc  51.0", "idc+sm  44.0"} <= {
+        text.get_text() for text in axes.texts
     }
-    assert list(lines["idc"]) == [20.0, 90.0]
-    assert seconds_lines([row for row in found if row["method"] != "idc+outer=10"]) == {}

@@ -70,9 +70,9 @@ def test_the_number_of_matching_networks_can_be_set(preset: str) -> None:
 
 
 def test_a_name_without_one_of_its_modifiers() -> None:
-    assert method("idc+sm=2+outer=4+mdc").without("outer") == ("idc+sm=2+mdc", 4)
-    assert method("idc+sm+mdc").without("sm") == ("idc+mdc", None)
-    assert method("herding").without("outer") == ("herding", None)
+    assert method("idc+sm=2+outer=4+mdc").without("outer") == "idc+sm=2+mdc"
+    assert method("idc+sm+mdc").without("sm") == "idc+mdc"
+    assert method("herding").without("outer") == "herding"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from benchmarks.presets import PRESETS
 from benchmarks.results import ResultStore
 from benchmarks.shrink import METHODS, Arguments, _Contest, cli, main
 from dc_replay import ArgumentError, ExemplarMemory
-from dc_replay.networks import ConvNet, computed_in
+from dc_replay.networks import ConvNet
 from dc_replay.training import NetworkTraining
 
 
@@ -30,14 +30,14 @@ def rows(out: Path, kind: str) -> list[dict]:
 
 
 def test_every_method_is_measured_at_every_size(tmp_path: Path) -> None:
-    table = main(smoke(tmp_path), "the command")
+    table = main(smoke(tmp_path, precision="float32"), "the command")
     found = rows(tmp_path, "accuracy")
     assert {(row["method"], row["size"]) for row in found} == {
         (name, size) for name in METHODS for size in (1, 3)
     }
     for row in found:
         assert row["stored_bytes"] == row["size"] * 3 * 64 and 0 <= row["accuracy"] <= 100
-        assert row["precision"] == computed_in("auto", torch.device("cpu"))
+        assert row["precision"] == row["condense_precision"] == "float32"
     full = {row["method"]: row["accuracy"] for row in found if row["size"] == 3}
     assert full["prefix"] == full["k-means"] == full["separate"]
     assert sorted((row["method"], row["ipc"]) for row in rows(tmp_path, "set")) == [
