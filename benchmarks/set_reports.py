@@ -145,7 +145,7 @@ def write_training_report(out_dir: str | Path) -> str:
             subtitle=f"{store.settings()['classes'] or 'all'} classes, {drawn[0]['ipc']} images of "
             f"each, {drawn[0]['network']}, preset {drawn[0]['preset']}, {_seeds(drawn)}",
             xlabel="seconds to condense",
-            ylabel="test accuracy",
+            ylabel="accuracy of a fresh network",
         )
         parts.append("![Accuracy over the seconds to condense](seconds.png)")
     return _write(store, parts, header, body)
