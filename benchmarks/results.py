@@ -157,7 +157,7 @@ def environment(device: torch.device | str = "cpu") -> Row:
     """Describe where results come from, as the row fields ``device``, ``commit``, ``versions``.
 
     ``commit`` is the short hash of the source's git commit, followed by ``-dirty`` when tracked
-    files differ from it, or ``unknown`` outside a git repository.
+    files other than committed results differ from it, or ``unknown`` outside a git repository.
     """
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions.update((package, _version(package)) for package in _PACKAGES)
@@ -223,7 +223,9 @@ def _commit() -> str:
 
     try:
         commit = git("rev-parse", "--short", "HEAD")
-        return f"{commit}-dirty" if git("status", "--porcelain", "-uno") else commit
+        # A campaign that is started again has written results itself.
+        changed = git("status", "--porcelain", "-uno", "--", ":/", ":(exclude)results")
+        return f"{commit}-dirty" if changed else commit
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -52,12 +52,12 @@ def environment_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
     """Say in one sentence where rows come from, before the command."""
-    newest = rows[-1]
     commits = list(dict.fromkeys(row["commit"] for row in rows))
     devices = " and ".join(dict.fromkeys(row["device"] for row in rows))
+    torches = " and ".join(dict.fromkeys(row["versions"]["torch"] for row in rows))
     return (
-        f"Measured on {devices}{_precision_clause(rows)}, torch {newest['versions']['torch']}, "
-        f"preset `{newest['preset']}`, commit{'s' * (len(commits) > 1)} {', '.join(commits)}:"
+        f"Measured on {devices}{_precision_clause(rows)}, torch {torches}, "
+        f"preset `{rows[-1]['preset']}`, commit{'s' * (len(commits) > 1)} {', '.join(commits)}:"
     )
 
 

@@ -157,7 +157,7 @@ def test_rows_say_where_they_come_from() -> None:
     ):
         assert line in both
     section = results_section([*rows(), *later], "x")
-    assert "torch 2.15.0, preset `smoke`, commits abc1234, def5678:" in section
+    assert "torch 2.11.0 and 2.15.0, preset `smoke`, commits abc1234, def5678:" in section
     assert "commit abc1234:" in results_section(rows(), "x")
 
 

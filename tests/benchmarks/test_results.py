@@ -171,18 +171,42 @@ def test_settings_are_whole_whenever_writing_them_is_stopped(
     assert store.commands() == ["first", "second"]
 
 
-@pytest.mark.parametrize(("changes", "commit"), [("", "abc1234"), (" M a.py", "abc1234-dirty")])
-def test_commit_says_when_it_is_dirty(
-    changes: str, commit: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("changed", "mark"),
+    [
+        ("README.md", "-dirty"),
+        ("benchmarks/results.py", "-dirty"),
+        ("dc_replay/results/a.py", "-dirty"),
+        ("benchmarks/results/fast/rows.jsonl", ""),  # what a measurement wrote is not its source
+        ("benchmarks/untracked.py", ""),
+        (None, ""),
+    ],
+)
+def test_commit_says_when_its_source_is_changed(
+    changed: str | None, mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def git(command: list[str], *, cwd: Path, **_: Any) -> subprocess.CompletedProcess[str]:
-        assert cwd == Path(results.__file__).parent  # of the source, wherever it is called from
-        assert command[1] == "rev-parse" or "-uno" in command
-        output = "abc1234\n" if command[1] == "rev-parse" else f"{changes}\n"
-        return subprocess.CompletedProcess(command, 0, stdout=output)
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        command = ["git", "-C", str(tmp_path), *who, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    monkeypatch.setattr("benchmarks.results.subprocess.run", git)
-    assert environment()["commit"] == commit
+    tracked = [
+        "README.md",
+        "benchmarks/results.py",
+        "benchmarks/results/fast/rows.jsonl",
+        "dc_replay/results/a.py",
+    ]
+    for name in tracked:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    if changed is not None:
+        (tmp_path / changed).write_text("after")
+    # Of the source, wherever it is called from.
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "benchmarks" / "results.py"))
+    assert environment()["commit"] == git("rev-parse", "--short", "HEAD") + mark
 
 
 @pytest.mark.parametrize(
