@@ -14,6 +14,8 @@ from dc_replay.errors import ArgumentError
 from dc_replay.pixels import Normalization
 
 CLASS_ORDERS = ("shuffled", "idc")
+HELD_OUT = "held-out training images"
+"""How names of data end whose test images are training images that are held out."""
 
 
 class DataError(ArgumentError):
@@ -205,7 +207,7 @@ def hold_out(data: ImageData, count: int) -> ImageData:
         held[torch.nonzero(data.y_train == label).flatten()[-count:]] = True
     return replace(
         data,
-        name=f"{data.name}, held-out training images",
+        name=f"{data.name}, {HELD_OUT}",
         x_train=data.x_train[~held],
         y_train=data.y_train[~held],
         x_test=data.x_train[held],

@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from torch import Tensor
 
-from benchmarks.summary import compare, deviation
+from benchmarks.summary import accuracy_on, compare, deviation
 from dc_replay.errors import ArgumentError
 
 COLOURS = (
@@ -73,7 +73,7 @@ def accuracy_plot(
             title=comparison.title,
             subtitle=comparison.subtitle,
             xlabel="classes seen",
-            ylabel="test accuracy over the classes seen",
+            ylabel=f"{accuracy_on(comparison.data)} over the classes seen",
         )
         if cut is not None and 0 < cut[0] < len(comparison.classes_seen):
             _mark_cut(axes, comparison.classes_seen[cut[0] - 1 : cut[0] + 1], cut[1])

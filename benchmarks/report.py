@@ -16,7 +16,7 @@ import tyro
 from benchmarks.pictures import accuracy_plot, exemplar_sheet
 from benchmarks.results import ResultStore
 from benchmarks.set_reports import write_set_report
-from benchmarks.summary import Comparison, compare
+from benchmarks.summary import Comparison, accuracy_on, compare
 from benchmarks.tables import environment_table, markdown_table, measured_on, percent, text_table
 from dc_replay.errors import ArgumentError
 
@@ -54,7 +54,8 @@ def markdown_report(
     rows = list(rows)
     comparisons = compare(rows)
     parts = [f"# {', '.join(dict.fromkeys(c.data for c in comparisons))}: accuracy by method"]
-    parts.append(f"![Test accuracy over the classes seen]({plot})")
+    measured = " and ".join(dict.fromkeys(accuracy_on(c.data) for c in comparisons))
+    parts.append(f"![{measured.capitalize()} over the classes seen]({plot})")
     for comparison in comparisons:
         parts.append(
             f"## {comparison.protocol}, {comparison.network} on {comparison.data}\n\n"
@@ -138,7 +139,8 @@ def _table(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...
 def _explanation(comparison: Comparison) -> str:
     sentences = [
         *_stored(comparison),
-        "Test accuracy in percent over the classes seen so far, and its average over the steps;",
+        f"{accuracy_on(comparison.data).capitalize()} in percent over the classes seen so far, and",
+        "its average over the steps;",
         "forgetting in percentage points after the last step; seconds in total over the steps, the",
         "least of the seeds.",
         _seeds(comparison),

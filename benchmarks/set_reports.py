@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.methods import method as named_method
 from benchmarks.pictures import line_plot, seconds_plot, step_plot
 from benchmarks.results import ResultStore, Row
+from benchmarks.summary import accuracy_on
 from benchmarks.tables import environment_table, markdown_table, measured_on, percent, text_table
 from dc_replay.errors import ArgumentError
 
@@ -42,7 +43,7 @@ def write_shrink_report(out_dir: str | Path) -> str:
         f"at {settings['ipc']} images per class, cut to smaller sizes",
         subtitle=f"{last['network']}, preset {last['preset']}, {_seeds(rows)}",
         xlabel="stored images per class",
-        ylabel="test accuracy",
+        ylabel=accuracy_on(last["data"]),
     )
     chosen = {
         f"seed {row['seed']}": row["prefix_sizes"]

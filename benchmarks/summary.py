@@ -11,7 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.image_data import HELD_OUT
 from dc_replay.errors import ArgumentError
+
+
+def accuracy_on(data: str) -> str:
+    """Which accuracy rows give, by the name of their data."""
+    return "validation accuracy" if data.endswith(HELD_OUT) else "test accuracy"
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,15 @@ def test_rows_say_where_they_come_from() -> None:
     assert "commit abc1234:" in results_section(rows(), "x")
 
 
+def test_accuracy_on_held_out_images_is_not_called_test_accuracy() -> None:
+    test, held_out = rows(), rows(data="digits, held-out training images")
+    assert "Test accuracy in percent" in results_section(test, "x")
+    for text in (results_section(held_out, "x"), report(held_out)):
+        assert "Validation accuracy in percent" in text
+        assert "test accuracy" not in text.lower()
+    assert "![Test accuracy and validation accuracy over" in report([*test, *held_out])
+
+
 def test_rows_say_what_convolutions_were_computed_in() -> None:
     older, newer = rows(), rows(precision="bfloat16")
     assert "on a CPU, torch 2.11.0" in results_section(older, "x")
