@@ -114,6 +114,10 @@ TABLES: dict[str, dict[str, Table]] = {
         "memory_only_wide": Table(
             ("herding+compress=10", "herding", "random"), {"width": 128, "epochs": 250}, "wide"
         ),
+        # Another network than the one that chooses and condenses.
+        "resnet10": Table(
+            ("herding+compress=10", *_REAL, *_CONDENSED[:4]), {"network": "resnet10"}
+        ),
     },
     # The published settings, but for the number of matching networks.
     "paper": {

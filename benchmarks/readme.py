@@ -61,7 +61,7 @@ CELLS: dict[str, Callable[[Sequence[Any]], Table]] = {
 """Tables of the benchmarks that write figures."""
 
 SCALES = {
-    "fast, CPU": {"convnet3": "fast/memory_only"},
+    "fast, CPU": {"convnet3": "fast/memory_only", "resnet10": "fast/resnet10"},
     "fast, CPU, 160 epochs": {"convnet3": "fast/memory_only_160"},
     "fast, CPU, width 128, 250 epochs": {"convnet3": "fast/memory_only_wide"},
     "paper, GPU": {"convnet3": "paper/memory_only", "resnet10": "paper/resnet10"},
