@@ -17,7 +17,14 @@ from benchmarks.pictures import accuracy_plot, exemplar_sheet
 from benchmarks.results import ResultStore
 from benchmarks.set_reports import write_set_report
 from benchmarks.summary import Comparison, accuracy_on, compare
-from benchmarks.tables import environment_table, markdown_table, measured_on, percent, text_table
+from benchmarks.tables import (
+    environment_table,
+    listed,
+    markdown_table,
+    measured_on,
+    percent,
+    text_table,
+)
 from dc_replay.errors import ArgumentError
 
 __all__ = [
@@ -54,7 +61,7 @@ def markdown_report(
     rows = list(rows)
     comparisons = compare(rows)
     parts = [f"# {', '.join(dict.fromkeys(c.data for c in comparisons))}: accuracy by method"]
-    measured = " and ".join(dict.fromkeys(accuracy_on(c.data) for c in comparisons))
+    measured = listed(accuracy_on(c.data) for c in comparisons)
     parts.append(f"![{measured.capitalize()} over the classes seen]({plot})")
     for comparison in comparisons:
         parts.append(

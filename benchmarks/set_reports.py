@@ -143,7 +143,7 @@ def write_training_report(out_dir: str | Path) -> str:
             lines,
             store.out_dir / "seconds.png",
             title=title,
-            subtitle=f"{store.settings()['classes'] or 'all'} classes, {drawn[0]['ipc']} images of "
+            subtitle=f"{store.settings()['classes'] or 'all'} classes, {drawn[0]['ipc']} stored of "
             f"each, {drawn[0]['network']}, preset {drawn[0]['preset']}, {_seeds(drawn)}",
             xlabel="seconds to condense",
             ylabel="accuracy of a fresh network",

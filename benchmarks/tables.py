@@ -53,12 +53,25 @@ def environment_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
     """Say in one sentence where rows come from, before the command."""
     commits = list(dict.fromkeys(row["commit"] for row in rows))
-    devices = " and ".join(dict.fromkeys(row["device"] for row in rows))
-    torches = " and ".join(dict.fromkeys(row["versions"]["torch"] for row in rows))
+    devices = listed(row["device"] for row in rows)
+    torches = listed(row["versions"]["torch"] for row in rows)
     return (
         f"Measured on {devices}{_precision_clause(rows)}, torch {torches}, "
         f"preset `{rows[-1]['preset']}`, commit{'s' * (len(commits) > 1)} {', '.join(commits)}:"
     )
+
+
+def listed(words: Iterable[str]) -> str:
+    """Each different one once, as in a sentence: "a", "a and b", "a, b and c".
+
+    Three or more with commas within are told apart by semicolons.
+    """
+    *others, last = dict.fromkeys(words)
+    if not others:
+        return last
+    if len(others) > 1 and any("," in word for word in (*others, last)):
+        return f"{'; '.join(others)}; and {last}"
+    return f"{', '.join(others)} and {last}"
 
 
 def _precision_clause(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -67,7 +80,7 @@ def _precision_clause(rows: Sequence[Mapping[str, Any]]) -> str:
     if noted == [_NOT_NOTED]:
         return ""
     older = " (not noted of older rows)" if _NOT_NOTED in noted else ""
-    return f", convolutions in {' and '.join(p for p in noted if p != _NOT_NOTED)}{older}"
+    return f", convolutions in {listed(p for p in noted if p != _NOT_NOTED)}{older}"
 
 
 def _precisions(row: Mapping[str, Any]) -> list[str]:

@@ -161,6 +161,20 @@ def test_rows_say_where_they_come_from() -> None:
     assert "commit abc1234:" in results_section(rows(), "x")
 
 
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [
+        (["a CPU", "a CPU"], "a CPU, torch"),
+        (["X, 1 thread", "X, 2 threads"], "X, 1 thread and X, 2 threads, torch"),
+        (["X", "Y", "Z"], "X, Y and Z, torch"),
+        (["X, 1 thread", "Y", "Z"], "X, 1 thread; Y; and Z, torch"),
+    ],
+)
+def test_devices_are_told_apart(devices: list[str], said: str) -> None:
+    found = [row for device in devices for row in rows(device=device)]
+    assert f"Measured on {said}" in results_section(found, "x")
+
+
 def test_accuracy_on_held_out_images_is_not_called_test_accuracy() -> None:
     test, held_out = rows(), rows(data="digits, held-out training images")
     assert "Test accuracy in percent" in results_section(test, "x")
