@@ -52,6 +52,8 @@ _REPLAYED = (
     "representative",
     "random",
 )
+# Condensed images in transform code, condensed at the number that stays, by 400 pixel steps.
+_IN_CODE = "dream_plus+factor=1+compress=8+outer=20"
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,18 @@ TABLES: dict[str, dict[str, Table]] = {
         # Twice as long: ten epochs end before the network has learned what it can.
         "balanced_200_20": _replay(
             200, ("stock_replay", "herding+compress=10", "herding"), epochs=20, **_BALANCED
+        ),
+        # As many bytes of each class from the beginning: nothing is cut.
+        "balanced_two": Table(
+            ("stock_replay", "herding", "herding+compress=10", _IN_CODE),
+            {"protocol": "replay", "ipc": 2, "epochs": 10, **_BALANCED},
+            "ipc2",
+        ),
+        # The same memories alone, for as many gradient steps as those of twenty images per class.
+        "memory_only_two": Table(
+            ("random", "herding", "herding+compress=10", _IN_CODE),
+            {"ipc": 2, "epochs": 400},
+            "ipc2",
         ),
         # As memories are attached by default: each deals with the training transforms by itself.
         "attached_200": _replay(
