@@ -65,7 +65,7 @@ from dc_replay.pixels import quantise
 from strategies import PROTOCOLS, WITHOUT_RECIPE, Contender, Setup
 from strategies.training_state import TrainingState
 
-_BESIDE_NEW_DATA = ("logit_adjustment", "distillation")
+_BESIDE_NEW_DATA = ("logit_adjustment", "distillation", "match_condensing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,9 @@ class Arguments(Workload):
             counted from 0, is learned.
         match_storage: With protocol replay, the share of new images that are shown as storing would
             leave them, beside packed or compressed exemplars; 0 leaves all as they are.
+        match_condensing: With protocol replay, how strong a noise new images get beside condensed
+            exemplars, as a multiple of what these have more than they have at each frequency; 0
+            leaves them as they are. Beside other exemplars they always are.
         logit_adjustment: With protocol replay, the weight of the logit adjustment to how often each
             class is shown; 0 is none.
         distillation: With protocol replay, the weight of the distillation from the model before; 0
@@ -111,6 +114,7 @@ class Arguments(Workload):
     budget: str | None = None
     shrink_at: str | None = None
     match_storage: float = 1.0
+    match_condensing: float = 0.0
     logit_adjustment: float = 0.0
     distillation: float = 0.0
     augmentation: Literal["batch", "training"] = "batch"

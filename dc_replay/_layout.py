@@ -141,9 +141,9 @@ def layout(channels: int, height: int, width: int, length: int) -> Layout:
     return Layout(
         shape=(channels, height, width),
         length=length,
-        planes=np.array(_TO_PLANES) if colour else np.eye(channels),
+        planes=planes_of(channels),
         middle=np.array([127.5, 128, 128]) if colour else np.full(channels, 127.5),
-        cosines=(_cosines(height), _cosines(width)),
+        cosines=(cosine_transform(height), cosine_transform(width)),
         place=place,
         plane=place // (height * width),
         deviation=np.sqrt(variance.ravel()[place % (height * width)]),
@@ -246,7 +246,12 @@ def _allocate(variance: Floats, available: int) -> Places:
     return bits.reshape(variance.shape)
 
 
-def _cosines(side: int) -> Floats:
+def planes_of(channels: int) -> Floats:
+    """Maps channels to planes: of three, to brightness and two colour differences."""
+    return np.array(_TO_PLANES) if channels == 3 else np.eye(channels)
+
+
+def cosine_transform(side: int) -> Floats:
     """The orthonormal cosine transform (DCT-II), a row for each frequency."""
     angles = math.pi / side * np.outer(np.arange(side), np.arange(side) + 0.5)
     rows: Floats = np.cos(angles) * math.sqrt(2 / side)

@@ -31,6 +31,10 @@ from dc_replay.pixels import Normalization, in_type
 from dc_replay.placement import Resident
 from dc_replay.random_changes import RandomChanges
 from dc_replay.randomness import Purpose, stream
+from dc_replay.traces import excess, frequencies
+
+# Mini-batches of an experience in which the traces of condensing are measured.
+_MEASURED = 100
 
 
 class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
@@ -67,6 +71,10 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             image, and one that is stored compressed bears the traces of that. A network that learns
             to tell old classes from new ones by such a trait takes test images of old classes,
             which do not have it, for new ones. Nothing happens where images are stored as they are.
+        match_condensing: How strong a noise new images get beside condensed exemplars, as a
+            multiple, at least 0, of what exemplars have more than they have at each frequency (see
+            :mod:`dc_replay.traces`); it is measured in the first 100 mini-batches of an
+            experience. 0 leaves new images as they are, and so do recipes that choose real ones.
         seed: At least 0. Condensing and replay follow from it.
         progress: Whether to show progress bars.
         checkpoint_dir: A folder for the state of each experience's condensation, from which a run
@@ -91,6 +99,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         augment: ExemplarAugment = "training",
         augment_new: bool = False,
         match_storage: float = 1.0,
+        match_condensing: float = 0.0,
         seed: int = 0,
         progress: bool = True,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -117,12 +126,17 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         )
         check_number("match_storage", match_storage, 0, 1)
         self.match_storage = match_storage
+        check_number("match_condensing", match_condensing, 0)
+        self.match_condensing = match_condensing
         self.batch_size_mem = batch_size_mem
         self.augment = augment
         self.augment_new = augment_new
         self._generator: Generator | None = None
         self._shape: tuple[int, ...] = ()
         self._augment: ImageAugment | None = None
+        # Of exemplars and of new images, summed over the mini-batches in which it was measured.
+        self._power: Tensor | None = None
+        self._measured = 0
 
     @property
     def memory(self) -> ExemplarMemory:
@@ -146,6 +160,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
                 :meth:`~dc_replay.buffer.CondensedBuffer.check`.
         """
         self._shape = self.buffer.check(strategy.experience, device=strategy.device)
+        self._power, self._measured = None, 0
         device = strategy.device
         packed = self.buffer.condenser.formation.factor > 1
         matters = self.augment_new or (packed and self.match_storage)
@@ -195,6 +210,12 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             # example, would tell the two apart. Packed exemplars would lose sharpness by it that
             # new images keep.
             images = as_stored(images)
+        if self._condensed and self.match_condensing:
+            power = self._excess_power(images, new)
+            noisy = on_numbers(batch[0], partial(self._noisy, power=power, generator=generator))
+            new = on_numbers(noisy, as_stored)
+            if self.augment_new:
+                new = self._augmented(new, generator)
         batch[0] = torch.cat([new, in_type(images, new.dtype)])
         batch[1] = torch.cat([batch[1], labels.to(batch[1].dtype)])
         if len(batch) == 3:
@@ -205,6 +226,35 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         """New images of a mini-batch, augmented as exemplars are."""
         augment = self._augment
         return images if augment is None else on_numbers(images, lambda x: augment(x, generator))
+
+    @property
+    def _condensed(self) -> bool:
+        """Whether exemplars are optimised; those of a condenser of the user's own count as such."""
+        return getattr(self.buffer.condenser, "objective", self) is not None
+
+    def _excess_power(self, exemplars: Tensor, new: Tensor) -> Tensor:
+        """What exemplars have more than new images of the power at each frequency, up to now."""
+        transform = frequencies(*exemplars.shape[1:], exemplars.device)
+        if self._power is None or self._measured < _MEASURED:
+            both = [transform.power(self._plain(images.float())) for images in (exemplars, new)]
+            power = torch.stack(both)
+            self._power = power if self._power is None else self._power + power
+            self._measured += 1
+        exemplars_power, new_power = self._power / self._measured
+        return excess(exemplars_power, new_power)
+
+    def _noisy(self, images: Tensor, *, power: Tensor, generator: Generator) -> Tensor:
+        """New images of a mini-batch with noise."""
+        transform = frequencies(*images.shape[1:], images.device)
+        noise = transform.noise(self.match_condensing**2 * power, len(images), generator)
+        plain = (self._plain(images) + noise.to(images)).clamp(0, 1)
+        scale = self.memory.normalization
+        return plain if scale is None else scale.apply(plain)
+
+    def _plain(self, images: Tensor) -> Tensor:
+        """Images of a mini-batch in ``[0, 1]``."""
+        scale = self.memory.normalization
+        return images if scale is None else scale.invert(images)
 
     def _warn_of(self, changes: Sequence[Flip | Crop]) -> None:
         """Tell of training transforms that do not go together with how this plugin augments."""
@@ -235,7 +285,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Condense the experience into the memory."""
         # A checkpoint takes neither a generator in flight nor a function of this experience.
-        self._generator = self._augment = None
+        self._generator = self._augment = self._power = None
         self.buffer.remember_once(strategy)
 
 

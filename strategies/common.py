@@ -47,6 +47,8 @@ class Setup:
         match_storage: Where new data are trained on beside packed or compressed exemplars, the
             share of them that is shown as storing would leave it. Raw exemplars have nothing to
             match.
+        match_condensing: There, how strong a noise new images get beside condensed exemplars; 0 is
+            none.
         augment: Augmentation of whole mini-batches, exemplars and new images alike. None where new
             images are augmented by the experience's training transforms, and exemplars are left to
             the memory.
@@ -76,6 +78,7 @@ class Setup:
     milestones: tuple[float, ...]
     decay: float
     match_storage: float
+    match_condensing: float
     augment: Augmentation | None
     cutmix: float
     logit_adjustment: float

@@ -16,6 +16,7 @@ def condensed_replay(setup: Setup) -> Contender:
         # Nothing where whole mini-batches are augmented, whatever is in them.
         augment=None if setup.augment else "training",
         match_storage=setup.match_storage,
+        match_condensing=setup.match_condensing,
         seed=setup.seed,
         progress=setup.progress,
         checkpoint_dir=setup.checkpoint_dir,

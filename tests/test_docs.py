@@ -26,13 +26,17 @@ from torch.utils.data import Dataset
 import dc_replay
 from benchmarks import class_incremental
 from benchmarks.choice import choice_caption, choice_table, what_is_stored
+from benchmarks.methods import method as named_method
+from benchmarks.presets import PRESETS, network_factory
 from dc_replay import (
     CondensedReplayPlugin,
     Condenser,
     ExemplarMemory,
     Exemplars,
     ImagesPerClass,
+    PixelStep,
     cli,
+    dream_plus,
 )
 from dc_replay.networks import ConvNet
 from strategies import WITHOUT_RECIPE
@@ -310,6 +314,26 @@ def test_choice_is_the_most_accurate_first() -> None:
     assert "cifar100 in 5 steps" in choice_caption(folder)
     page = (DOCS / "choose.md").read_text(encoding="utf-8")
     assert all(" | ".join(line) in page for line in lines)
+
+
+def test_what_a_page_calls_measured_is_what_the_benchmarks_measure() -> None:
+    code = next(block for block in blocks(DOCS / "choose.md", "python") if "measured" in block)
+    shown: dict[str, Any] = {
+        "replace": dataclasses.replace,
+        "dream_plus": dream_plus,
+        "PixelStep": PixelStep,
+    }
+    exec(code, shown)
+    benchmark = named_method("dream_plus+factor=1+compress=8+outer=20").condenser(
+        PRESETS["fast"],
+        factor=2,
+        ipc=2,
+        network=network_factory("convnet3", channels=3, size=(32, 32), width=64),
+    )
+    both = (shown["measured"], benchmark)
+    page, measured = (dataclasses.replace(built, name="same", network=None) for built in both)
+    assert page == measured
+    assert str(shown["measured"].network(20)) == str(benchmark.network(20))
 
 
 @pytest.mark.parametrize(

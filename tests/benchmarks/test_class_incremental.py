@@ -462,10 +462,11 @@ def test_real_images_from_an_npz_file(cifar100_npz: Path, tmp_path: Path) -> Non
 
 
 def test_exemplars_come_with_images_of_their_resolution(tmp_path: Path) -> None:
-    run = Run(smoke(tmp_path, protocol="replay", match_storage=0.75))
+    run = Run(smoke(tmp_path, protocol="replay", match_storage=0.75, match_condensing=0.5))
     contender = run._contender("idc", 0, run.arguments.in_order(run.data, seed=0), tmp_path)
     [replay] = [p for p in contender.strategy.plugins if isinstance(p, CondensedReplayPlugin)]
-    assert replay.match_storage == 0.75
+    assert (replay.match_storage, replay.match_condensing) == (0.75, 0.5)
+    assert run.protocol == "replay, match condensing 0.5"
 
 
 def test_a_share_outside_of_0_to_1_is_refused(tmp_path: Path) -> None:
@@ -539,7 +540,7 @@ def test_every_memory_is_trained_with_the_same_losses(method: str, tmp_path: Pat
     assert not weights.keys() & Run(smoke(tmp_path, protocol="replay")).settings().keys()
 
 
-@pytest.mark.parametrize("name", ["logit_adjustment", "distillation"])
+@pytest.mark.parametrize("name", ["logit_adjustment", "distillation", "match_condensing"])
 def test_losses_beside_new_data_are_checked(name: str, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=f"`{name}` is -1.0, but must be at least 0"):
         Run(smoke(tmp_path, protocol="replay", **{name: -1.0}))

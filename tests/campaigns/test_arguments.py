@@ -431,6 +431,7 @@ ARGUMENTS = {
     "CondensedBuffer.memory": (with_memory, never),
     "CondensedReplayPlugin.batch_size_mem": (named(replay, "batch_size_mem"), optional(whole(1))),
     "CondensedReplayPlugin.match_storage": (named(replay, "match_storage"), number(0, 1)),
+    "CondensedReplayPlugin.match_condensing": (named(replay, "match_condensing"), number(0)),
     "CondensedReplayPlugin.augment": (named(replay, "augment"), optional(taking(2))),
     "CondensedReplayPlugin.normalization": (named(replay, "normalization"), normalization),
     "MemoryOnlyPlugin.batch_size": (named(memory_only, "batch_size"), optional(whole(1))),

@@ -1,0 +1,190 @@
+"""New images get noise as strong as the traces of condensing, and nothing else changes."""
+
+import math
+
+import pytest
+import torch
+from avalanche.benchmarks import class_incremental_benchmark
+from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.core import SupervisedPlugin
+from avalanche.training.supervised import Naive
+from torch import nn
+from torch.utils.data import TensorDataset
+from torchvision.transforms import v2
+
+from dc_replay import recipes
+from dc_replay.budgets import ImagesPerClass
+from dc_replay.errors import ArgumentError
+from dc_replay.exemplars import Exemplars
+from dc_replay.memory import ExemplarMemory
+from dc_replay.networks import convnet_for
+from dc_replay.pixels import Normalization
+from dc_replay.plugin import CondensedReplayPlugin
+from dc_replay.traces import excess, frequencies
+
+SIDE = 8
+NETWORK = convnet_for((3, SIDE, SIDE), width=8)
+NORMALIZATION = Normalization((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+PLANES = torch.tensor(
+    [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
+).double()
+
+
+def coefficients_slowly(images):
+    """The cosine transform, sum by sum, of brightness and colour differences (JPEG's)."""
+    _, channels, height, width = images.shape
+    images = images.double() - 0.5
+    planes = torch.zeros_like(images)
+    for plane in range(channels):
+        for channel in range(channels):
+            weight = PLANES[plane, channel] if channels == 3 else float(plane == channel)
+            planes[:, plane] += weight * images[:, channel]
+    found = torch.zeros_like(planes)
+    rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    for down in range(height):
+        for right in range(width):
+            wave = torch.outer(
+                torch.cos(math.pi * down * rows / height),
+                torch.cos(math.pi * right * columns / width),
+            ).double()
+            found[..., down, right] = (planes * wave).sum(dim=(-2, -1)) / wave.norm()
+    return found
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 6, 9), (4, 5, 5)], ids=str)
+def test_power_is_the_mean_square_of_the_cosine_transform(shape):
+    images = torch.rand(7, *shape, generator=torch.Generator().manual_seed(0))
+    found = frequencies(*shape, torch.device("cpu")).power(images)
+    expected = coefficients_slowly(images).square().mean(dim=0)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 6, 9)], ids=str)
+def test_noise_has_the_power_that_is_asked_for(shape):
+    generator = torch.Generator().manual_seed(0)
+    power = 0.01 * torch.rand(shape, generator=generator)
+    power[0, 1] = 0
+    noise = frequencies(*shape, torch.device("cpu")).noise(power, 20_000, generator)
+    found = coefficients_slowly(noise + 0.5).square().mean(dim=0).float()
+    torch.testing.assert_close(found, power, rtol=0.06, atol=1e-9)  # 6 deviations of the estimate
+    assert noise.mean().abs() < 1e-3
+
+
+def test_excess_is_what_is_above_the_lowest_frequencies_and_not_negative():
+    exemplars, images = torch.full((3, 6, 7), 5.0), torch.full((3, 6, 7), 3.0)
+    images[1, 4, 4] = 9.0
+    found = excess(exemplars, images)
+    expected = torch.full((3, 6, 7), 2.0)
+    expected[1, 4, 4] = 0
+    expected[:, :3, :3] = 0
+    assert torch.equal(found, expected)
+    assert bool((exemplars == 5).all())
+
+
+class Shown(SupervisedPlugin):
+    """Keeps mini-batches as they are when it comes to them."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def before_training_iteration(self, strategy, **kwargs):
+        self.batches.append(strategy.mbatch[0].clone())
+
+
+def shown(condenser=None, *, batch=32, epochs=4, seed=0, **options):
+    """New images as they came and as they are shown, in ``[0, 1]``, beside noisy exemplars."""
+    generator = torch.Generator().manual_seed(5)
+    condenser = condenser or recipes.idc(factor=1, network=NETWORK, outer=1, inner=1)
+    plugin = CondensedReplayPlugin(
+        condenser=condenser,
+        budget=ImagesPerClass(40),
+        augment=None,
+        progress=False,
+        batch_size_mem=batch,
+        seed=seed,
+        **options,
+    )
+    formation = condenser.formation
+    memory = ExemplarMemory(
+        budget=ImagesPerClass(40), formation=formation, normalization=NORMALIZATION
+    )
+    noisy = 0.5 + 0.05 * torch.randn(40 * formation.compression, 3, SIDE, SIDE, generator=generator)
+    memory.add(Exemplars(formation.store(formation.pack(noisy)), torch.full((40,), 7)))
+    plugin.memory = memory
+    smooth = 0.5 + 0.01 * torch.randn(64, 3, SIDE, SIDE, generator=generator)
+    tensors = TensorDataset(smooth, torch.arange(2).repeat(32))
+    tensors.targets = torch.arange(2).repeat(32).tolist()
+    normalise = v2.Normalize(NORMALIZATION.mean, NORMALIZATION.std)
+    data = as_classification_dataset(
+        tensors, transform_groups={"train": normalise, "eval": normalise}
+    )
+    stream = class_incremental_benchmark(
+        {"train": data, "test": data}, num_experiences=1, class_order=[0, 1]
+    ).train_stream
+    before, after = Shown(), Shown()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 10))
+    torch.manual_seed(0)
+    strategy = Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+        train_mb_size=batch,
+        train_epochs=epochs,
+        plugins=[before, plugin, after],
+        evaluator=None,
+    )
+    strategy.train(stream[0])
+    pairs = zip(before.batches, after.batches, strict=True)
+    came, changed = zip(*((old, new[: len(old)]) for old, new in pairs), strict=True)
+    return tuple(NORMALIZATION.invert(torch.cat(images)) for images in (came, changed))
+
+
+def test_new_images_get_the_power_that_exemplars_have_more():
+    came, changed = shown(match_condensing=1.0, epochs=50)
+    power = coefficients_slowly(changed).square().mean(dim=0)
+    expected = coefficients_slowly(came).square().mean(dim=0)
+    more = (0.05**2 - 0.01**2) * PLANES.square().sum(dim=1)  # independent values of each channel
+    expected[:] += more[:, None, None]
+    # Forty exemplars tell the power of each frequency to 22 %, and all of a plane to 3 %.
+    above = torch.ones(SIDE, SIDE, dtype=torch.bool)
+    above[:3, :3] = False
+    ratio = power[:, above].mean(dim=1) / expected[:, above].mean(dim=1)
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0.1, atol=0)
+    low = coefficients_slowly(changed - came + 0.5)[..., :3, :3]
+    assert low.abs().max() < 1e-5
+
+
+def test_the_strength_multiplies_the_noise():
+    came, whole = shown(match_condensing=1.0)
+    _, half = shown(match_condensing=0.5)
+    torch.testing.assert_close(half - came, (whole - came) / 2, rtol=1e-4, atol=1e-6)
+    assert (whole - came).std() > 0.03
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_nothing_changes_without_strength_or_beside_real_exemplars(strength):
+    chosen = recipes.random(factor=1, network=NETWORK)
+    came, changed = shown(chosen if strength else None, match_condensing=strength)
+    assert torch.equal(came, changed)
+
+
+def test_noisy_images_go_through_the_code_of_compressed_exemplars():
+    condenser = recipes.idc(factor=1, compression=2, network=NETWORK, outer=1, inner=1)
+    came, changed = shown(condenser, match_condensing=1.0)
+    again = condenser.formation.as_stored(changed)
+    # What comes out of the code hardly changes in it.
+    assert (again - changed).std() < 0.2 * (changed - came).std()
+    assert (changed - came).std() > 0.03
+
+
+def test_the_seed_decides():
+    first, again, other = (shown(match_condensing=1.0, seed=seed)[1] for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf"), "much", None])
+def test_strength_is_checked(strength):
+    with pytest.raises(ArgumentError, match="`match_condensing` is .*; pass a finite number"):
+        CondensedReplayPlugin(
+            condenser=recipes.idc(), budget=ImagesPerClass(1), match_condensing=strength
+        )
