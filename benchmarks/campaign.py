@@ -112,7 +112,7 @@ TABLES: dict[str, dict[str, Table]] = {
             {"protocol": "replay", "ipc": 2, "epochs": 10, **_BALANCED, "match_condensing": 0.5},
             "ipc2",
         ),
-        # The same memories alone, for as many gradient steps as those of twenty images per class.
+        # The same memories alone, shown as many images as with twenty images per class.
         "memory_only_two": Table(
             ("random", "herding", "herding+compress=10", _IN_CODE),
             {"ipc": 2, "epochs": 400},

@@ -86,7 +86,7 @@ def _published(root: Path, folder: str) -> str:
 
 
 def _headline(root: Path, folder: str) -> str:
-    return markdown_table(*headline(root / "benchmarks" / "results"))
+    return markdown_table(*headline(root / "benchmarks" / "results", folder))
 
 
 def _choice(root: Path, folder: str) -> str:

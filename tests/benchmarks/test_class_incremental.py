@@ -179,6 +179,7 @@ def test_run_stopped_in_a_condensation_continues_in_it(
         ((2, 5), {"protocol": "memory-only"}),
         ((1, 3), {"protocol": "gdumb", "methods": "random"}),
         ((1, 3), {"protocol": "replay", "logit_adjustment": 1.0, "distillation": 1.0}),
+        ((1, 3), {"protocol": "replay", "match_condensing": 1.0}),
         (
             (2, 5),
             {"protocol": "replay", "augmentation": "training", "methods": "random+compress=2"},

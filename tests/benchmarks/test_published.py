@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.headline import COLUMNS, MEMORIES, headline
+from benchmarks.headline import HEADLINES, headline
 from benchmarks.published import PUBLISHED, published_table
 from benchmarks.readme import ROOT, updated
 from benchmarks.results import ResultStore
@@ -77,9 +77,9 @@ def test_headline_has_what_each_memory_ends_with(tmp_path: Path) -> None:
     results(beside, "random", {0: [99.0, 99.0]})
     results(tmp_path / "fast" / "memory_only", "random", {0: [45.0, 25.0]})
     results(tmp_path / "fast" / "memory_only", "herding", {0: [44.0, 24.0]})
-    header, lines = headline(tmp_path)
-    assert header == ("memory", *(column.title for column in COLUMNS))
-    assert [line[0] for line in lines] == list(MEMORIES)
+    header, lines = headline(tmp_path, "sizes")
+    assert header == ("memory", *(column.title for column in HEADLINES["sizes"].columns))
+    assert [line[0] for line in lines] == list(HEADLINES["sizes"].memories)
     assert [line[1:] for line in lines] == [
         ("21.0 ± 1.4", "–", "–", "**25.0**"),
         ("–", "–", "–", "24.0"),
@@ -88,6 +88,18 @@ def test_headline_has_what_each_memory_ends_with(tmp_path: Path) -> None:
     ]
 
 
-def test_readme_begins_with_the_headline() -> None:
+def test_a_headline_takes_each_memory_from_its_own_results(tmp_path: Path) -> None:
+    for folder, method in HEADLINES["two"].columns[0].places:
+        results(tmp_path / folder, method, {0: [50.0, 20.0 if folder.endswith("two") else 30.0]})
+    results(tmp_path / "fast" / "memory_only_two", "herding", {0: [45.0, 25.0]})
+    results(tmp_path / "fast" / "memory_only_two", "random", {0: [46.0, 26.0]})
+    _, lines = headline(tmp_path, "two")
+    assert [line[1] for line in lines] == ["20.0", "20.0", "20.0", "**30.0**"]
+    assert [line[2] for line in lines] == ["**26.0**", "25.0", "–", "–"]
+
+
+def test_readme_begins_with_the_headlines() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.index("<!-- headline -->") < text.index("\n## ") and updated(text) == text
+    for name in HEADLINES:
+        assert text.index(f"<!-- headline: {name} -->") < text.index("\n## ")
+    assert updated(text) == text
