@@ -71,10 +71,11 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             image, and one that is stored compressed bears the traces of that. A network that learns
             to tell old classes from new ones by such a trait takes test images of old classes,
             which do not have it, for new ones. Nothing happens where images are stored as they are.
-        match_condensing: How strong a noise new images get beside condensed exemplars, as a
-            multiple, at least 0, of what exemplars have more than they have at each frequency (see
-            :mod:`dc_replay.traces`); it is measured in the first 100 mini-batches of an
-            experience. 0 leaves new images as they are, and so do recipes that choose real ones.
+        match_condensing: How strong a noise new images get beside condensed exemplars, for the same
+            reason. At each frequency its standard deviation is this number, at least 0, times the
+            square root of the power that exemplars have more than they (see
+            :mod:`dc_replay.traces`), measured in the first 100 mini-batches of an experience. 0
+            leaves new images as they are, and so do recipes that choose real ones.
         seed: At least 0. Condensing and replay follow from it.
         progress: Whether to show progress bars.
         checkpoint_dir: A folder for the state of each experience's condensation, from which a run
