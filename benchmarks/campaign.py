@@ -84,6 +84,8 @@ def _replay(
 
 # What helps every memory to keep old classes: see docs/experiments.md.
 _BALANCED = {"logit_adjustment": 1.0, "distillation": 1.0}
+# As many bytes of each class from the beginning: nothing is cut.
+_BALANCED_TWO = {"protocol": "replay", "ipc": 2, "epochs": 10, **_BALANCED}
 
 
 _STREAM = {"ipc": 20, "steps": 5, "order": "idc", "compile": "always"}
@@ -99,18 +101,13 @@ TABLES: dict[str, dict[str, Table]] = {
         "balanced_200_20": _replay(
             200, ("stock_replay", "herding+compress=10", "herding"), epochs=20, **_BALANCED
         ),
-        # As many bytes of each class from the beginning: nothing is cut.
         "balanced_two": Table(
-            ("stock_replay", "herding", "herding+compress=10", _IN_CODE),
-            {"protocol": "replay", "ipc": 2, "epochs": 10, **_BALANCED},
-            "ipc2",
+            ("stock_replay", "herding", "herding+compress=10", _IN_CODE), _BALANCED_TWO, "ipc2"
         ),
         # New images with half as much noise as condensing leaves, chosen on held-out images; beside
         # other memories than condensed ones nothing differs from the table before.
         "balanced_two_noise": Table(
-            (_IN_CODE,),
-            {"protocol": "replay", "ipc": 2, "epochs": 10, **_BALANCED, "match_condensing": 0.5},
-            "ipc2",
+            (_IN_CODE,), {**_BALANCED_TWO, "match_condensing": 0.5}, "ipc2"
         ),
         # The same memories alone, shown as many images as with twenty images per class.
         "memory_only_two": Table(

@@ -115,11 +115,11 @@ def headline(results: Path, name: str) -> Table:
 
 def _cells(results: Path, column: Column) -> list[str]:
     """Of each memory, what every finished seed ends with."""
+    found = {folder: finished(results / folder) for folder in dict.fromkeys(column.folders)}
     last: list[list[float]] = []
     for folder, method in column.places:
-        found = finished(results / folder)
-        if method in found:
-            comparison, summary = found[method]
+        if method in found[folder]:
+            comparison, summary = found[folder][method]
             last.append(summary.accuracy[comparison.classes_seen[-1]])
         else:
             last.append([])

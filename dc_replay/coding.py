@@ -13,7 +13,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dc_replay._layout import layout, levels
+from dc_replay._layout import cosine_transform, layout, levels, planes_of
+
+
+@dataclass(frozen=True, eq=False)
+class CosineTransform:
+    """The cosine transform of images of one shape on one device; see :func:`cosine_transform_for`.
+
+    Attributes:
+        planes: Maps channels to brightness and colour differences, ``[channels, channels]``.
+        channels_of: The inverse.
+        rows: The transform along the height, ``[height, height]``.
+        columns: The transform along the width, ``[width, width]``.
+    """
+
+    planes: Tensor
+    channels_of: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def coefficients(self, images: Tensor) -> Tensor:
+        """Of images ``[count, channels, height, width]``, likewise ``[count, plane, ...]``."""
+        rows, columns = self.rows.to(images.dtype), self.columns.to(images.dtype)
+        planes = (self.planes.to(images.dtype) @ images.flatten(2)).view_as(images)
+        return rows @ planes @ columns.T
+
+    def images(self, coefficients: Tensor) -> Tensor:
+        """The inverse of :meth:`coefficients`."""
+        dtype = coefficients.dtype
+        planes = self.rows.to(dtype).T @ coefficients @ self.columns.to(dtype)
+        return (self.channels_of.to(dtype) @ planes.flatten(2)).view_as(planes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +50,7 @@ class TransformCode:
     """Encodes and decodes images of one shape on one device; see :func:`transform_code`.
 
     Attributes, besides those of :class:`~dc_replay._layout.Layout` as tensors:
-        rows: The transform along the height, ``[height, height]``.
-        columns: The transform along the width, ``[width, width]``.
+        transform: The cosine transform of the images.
         member: 1 where a stored coefficient is of a channel, else 0, ``[stored, channels]``.
         of_bits: The stored coefficients with 1, 2, ..., 8 bits, as positions among them.
         source: For each coefficient of an image where it comes from, among the stored ones, the
@@ -34,11 +62,8 @@ class TransformCode:
     height: int
     width: int
     length: int
-    planes: Tensor
+    transform: CosineTransform
     middle: Tensor
-    channels_of: Tensor
-    rows: Tensor
-    columns: Tensor
     place: Tensor
     plane: Tensor
     deviation: Tensor
@@ -64,7 +89,9 @@ class TransformCode:
             return self._encode(images)
 
     def _encode(self, images: Tensor) -> Tensor:
-        coefficients = self._coefficients(images.detach().clamp(0, 1).to(self.rows.dtype) - 0.5)
+        coefficients = self.transform.coefficients(
+            images.detach().clamp(0, 1).to(self.levels.dtype) - 0.5
+        )
         mean = coefficients[:, :, 0, 0] / math.sqrt(self.height * self.width)
         stored = coefficients.new_zeros((len(images), self.length), dtype=torch.int64)
         steps = (mean * 255 + self.middle).round().clamp(0, 255)
@@ -96,7 +123,7 @@ class TransformCode:
             return self._decode(stored)
 
     def _decode(self, stored: Tensor) -> Tensor:
-        header = stored[:, : 2 * self.channels].to(self.rows.dtype)
+        header = stored[:, : 2 * self.channels].to(self.levels.dtype)
         mean = (header[:, : self.channels] - self.middle) / 255
         mean = mean * math.sqrt(self.height * self.width)
         scale = torch.exp2((header[:, self.channels :] - 128) / 8)
@@ -109,7 +136,7 @@ class TransformCode:
         # Each place takes a stored coefficient, a mean, or nothing.
         whole = torch.cat([values, mean, nothing], dim=1).index_select(1, self.source)
         coefficients = whole.unflatten(1, (self.channels, self.height, self.width))
-        return (self._images(coefficients) + 0.5).clamp(0, 1)
+        return (self.transform.images(coefficients) + 0.5).clamp(0, 1)
 
     def keep(self, images: Tensor) -> Tensor:
         """The part of images, or of changes to images, that is stored at all; linear.
@@ -121,28 +148,31 @@ class TransformCode:
             The same without the frequencies that take no bits.
         """
         with _exactly(images):
-            coefficients = self._coefficients(images)
-            return self._images(coefficients * self._kept.to(images.dtype))
+            coefficients = self.transform.coefficients(images)
+            return self.transform.images(coefficients * self._kept.to(images.dtype))
 
     @property
     def _kept(self) -> Tensor:
         stored = self.source != len(self.place) + self.channels
         return stored.view(self.channels, self.height, self.width)
 
-    def _coefficients(self, images: Tensor) -> Tensor:
-        rows, columns = self.rows.to(images.dtype), self.columns.to(images.dtype)
-        planes = (self.planes.to(images.dtype) @ images.flatten(2)).view_as(images)
-        return rows @ planes @ columns.T
-
-    def _images(self, coefficients: Tensor) -> Tensor:
-        dtype = coefficients.dtype
-        planes = self.rows.to(dtype).T @ coefficients @ self.columns.to(dtype)
-        return (self.channels_of.to(dtype) @ planes.flatten(2)).view_as(planes)
-
 
 def _exactly(images: Tensor) -> torch.autocast:
     """In the types that tensors have, also where a network's steps are autocast around it."""
     return torch.autocast(images.device.type, enabled=False)
+
+
+@lru_cache(maxsize=64)
+def cosine_transform_for(
+    channels: int, height: int, width: int, device: torch.device
+) -> CosineTransform:
+    """The transform for images of one shape on one device."""
+    planes = planes_of(channels)
+    parts = (planes, np.linalg.inv(planes), cosine_transform(height), cosine_transform(width))
+    with torch.inference_mode(False):  # else what the first caller's mode makes would stay
+        return CosineTransform(
+            *(torch.as_tensor(part, dtype=torch.float32, device=device) for part in parts)
+        )
 
 
 @lru_cache(maxsize=64)
@@ -172,11 +202,8 @@ def transform_code(
             height=height,
             width=width,
             length=length,
-            planes=numbers(found.planes),
+            transform=cosine_transform_for(channels, height, width, device),
             middle=numbers(found.middle),
-            channels_of=numbers(found.channels_of),
-            rows=numbers(found.cosines[0]),
-            columns=numbers(found.cosines[1]),
             place=whole(found.place),
             plane=whole(found.plane),
             deviation=numbers(found.deviation),

@@ -235,7 +235,8 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
 
     def _excess_power(self, exemplars: Tensor, new: Tensor) -> Tensor:
         """What exemplars have more than new images of the power at each frequency, up to now."""
-        transform = frequencies(*exemplars.shape[1:], exemplars.device)
+        channels, height, width = exemplars.shape[1:]
+        transform = frequencies(channels, height, width, exemplars.device)
         if self._power is None or self._measured < _MEASURED:
             both = [transform.power(self._plain(images.float())) for images in (exemplars, new)]
             power = torch.stack(both)
@@ -246,7 +247,8 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
 
     def _noisy(self, images: Tensor, *, power: Tensor, generator: Generator) -> Tensor:
         """New images of a mini-batch with noise."""
-        transform = frequencies(*images.shape[1:], images.device)
+        channels, height, width = images.shape[1:]
+        transform = frequencies(channels, height, width, images.device)
         noise = transform.noise(self.match_condensing**2 * power, len(images), generator)
         plain = (self._plain(images) + noise.to(images)).clamp(0, 1)
         scale = self.memory.normalization

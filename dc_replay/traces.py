@@ -10,32 +10,25 @@ network is shown, and new images can be given noise of that strength.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Generator, Tensor
 
-from dc_replay._layout import cosine_transform, planes_of
+from dc_replay.coding import CosineTransform, cosine_transform_for
 
 # What is below is what images show, in which classes differ.
 _LOWEST = 3
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Frequencies:
-    """The cosine transform of images of one shape on one device; see :func:`frequencies`.
+    """What images of one shape have, and noise gets, at each frequency; see :func:`frequencies`.
 
     Attributes:
-        planes: Maps channels to brightness and colour differences, ``[channels, channels]``.
-        channels_of: The inverse.
-        rows: The transform along the height, ``[height, height]``.
-        columns: The transform along the width, ``[width, width]``.
+        transform: The cosine transform of such images.
     """
 
-    planes: Tensor
-    channels_of: Tensor
-    rows: Tensor
-    columns: Tensor
+    transform: CosineTransform
 
     def power(self, images: Tensor) -> Tensor:
         """The mean square of each coefficient.
@@ -46,8 +39,7 @@ class Frequencies:
         Returns:
             ``[channels, height, width]``, in planes and frequencies.
         """
-        planes = torch.einsum("pc,nchw->nphw", self.planes, images.detach().to(self.rows) - 0.5)
-        return (self.rows @ planes @ self.columns.T).square().mean(dim=0)
+        return self.transform.coefficients(images.detach().float() - 0.5).square().mean(dim=0)
 
     def noise(self, power: Tensor, count: int, generator: Generator) -> Tensor:
         """Normal noise whose coefficients are independent.
@@ -61,8 +53,7 @@ class Frequencies:
             ``[count, channels, height, width]`` in units of ``[0, 1]`` image space.
         """
         drawn = torch.randn(count, *power.shape, generator=generator, device=generator.device)
-        planes = self.rows.T @ (drawn.to(self.rows) * power.sqrt()) @ self.columns
-        return torch.einsum("cp,nphw->nchw", self.channels_of, planes)
+        return self.transform.images(drawn.to(power.device) * power.sqrt())
 
 
 def excess(exemplars: Tensor, images: Tensor) -> Tensor:
@@ -80,13 +71,6 @@ def excess(exemplars: Tensor, images: Tensor) -> Tensor:
     return found
 
 
-@lru_cache(maxsize=16)
 def frequencies(channels: int, height: int, width: int, device: torch.device) -> Frequencies:
-    """The transform for images of one shape on one device."""
-    planes, rows, columns = planes_of(channels), cosine_transform(height), cosine_transform(width)
-    with torch.inference_mode(False):  # else what the first caller's mode makes would stay
-        found = [
-            torch.as_tensor(values, dtype=torch.float32, device=device)
-            for values in (planes, rows, columns)
-        ]
-    return Frequencies(found[0], torch.linalg.inv(found[0]), found[1], found[2])
+    """Those of images of one shape on one device."""
+    return Frequencies(cosine_transform_for(channels, height, width, device))

@@ -23,6 +23,7 @@ def test_figures_are_those_of_the_results() -> None:
     for path in FILES:
         text = path.read_text(encoding="utf-8")
         assert updated(text) == text, path
+    assert "<!-- headline: sizes -->" in README and "<!-- headline: two -->" in README
 
 
 def test_linked_files_exist() -> None:
