@@ -109,6 +109,13 @@ TABLES: dict[str, dict[str, Table]] = {
         "balanced_two_noise": Table(
             (_IN_CODE,), {**_BALANCED_TWO, "match_condensing": 0.5}, "ipc2"
         ),
+        # The same noise beside memories that are cut.
+        "balanced_200_noise": _replay(
+            200,
+            ("dream_plus+mdc", "dream_plus+factor=1+compress=8+mdc"),
+            match_condensing=0.5,
+            **_BALANCED,
+        ),
         # The same memories alone, shown as many images as with twenty images per class.
         "memory_only_two": Table(
             ("random", "herding", "herding+compress=10", _IN_CODE),
