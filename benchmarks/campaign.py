@@ -53,7 +53,7 @@ _REPLAYED = (
     "random",
 )
 # Condensed images in transform code, condensed at the number that stays, by 400 pixel steps.
-_IN_CODE = "dream_plus+factor=1+compress=8+outer=20"
+IN_CODE = "dream_plus+factor=1+compress=8+outer=20"
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,11 @@ TABLES: dict[str, dict[str, Table]] = {
             200, ("stock_replay", "herding+compress=10", "herding"), epochs=20, **_BALANCED
         ),
         "balanced_two": Table(
-            ("stock_replay", "herding", "herding+compress=10", _IN_CODE), _BALANCED_TWO, "ipc2"
+            ("stock_replay", "herding", "herding+compress=10", IN_CODE), _BALANCED_TWO, "ipc2"
         ),
         # New images with half as much noise as condensing leaves, chosen on held-out images; beside
         # other memories than condensed ones nothing differs from the table before.
-        "balanced_two_noise": Table(
-            (_IN_CODE,), {**_BALANCED_TWO, "match_condensing": 0.5}, "ipc2"
-        ),
+        "balanced_two_noise": Table((IN_CODE,), {**_BALANCED_TWO, "match_condensing": 0.5}, "ipc2"),
         # The same noise beside memories that are cut.
         "balanced_200_noise": _replay(
             200,
@@ -118,7 +116,7 @@ TABLES: dict[str, dict[str, Table]] = {
         ),
         # The same memories alone, shown as many images as with twenty images per class.
         "memory_only_two": Table(
-            ("random", "herding", "herding+compress=10", _IN_CODE),
+            ("random", "herding", "herding+compress=10", IN_CODE),
             {"ipc": 2, "epochs": 400},
             "ipc2",
         ),

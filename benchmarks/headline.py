@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.campaign import IN_CODE
 from benchmarks.published import finished
 from benchmarks.tables import Table, bold_best, percent
 
@@ -51,7 +52,6 @@ class Headline:
 
 _BESIDE_NEW_DATA = ("stock_replay", "herding", "dream_plus+mdc", "herding+compress=10")
 _ALONE = ("random", "herding", "dream_plus", "herding+compress=10")
-_IN_CODE = "dream_plus+factor=1+compress=8+outer=20"
 _RANDOM = "random images; beside new data Avalanche's own replay"
 HEADLINES = {
     "sizes": Headline(
@@ -84,12 +84,12 @@ HEADLINES = {
             Column(
                 "beside new data: bytes of 2 images per class",
                 (*["fast/balanced_two"] * 3, "fast/balanced_two_noise"),
-                ("stock_replay", "herding", "herding+compress=10", _IN_CODE),
+                ("stock_replay", "herding", "herding+compress=10", IN_CODE),
             ),
             Column(
                 "alone: bytes of 2 images per class",
                 ("fast/memory_only_two",),
-                ("random", "herding", "herding+compress=10", _IN_CODE),
+                ("random", "herding", "herding+compress=10", IN_CODE),
             ),
         ),
     ),

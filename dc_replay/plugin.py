@@ -197,31 +197,31 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
 
     def _append_exemplars(self, strategy: Any, generator: Generator) -> None:
         batch = strategy.mbatch
-        as_stored = partial(self._share_as_stored, generator=generator)
-        new = on_numbers(batch[0], as_stored)
+        new = batch[0]
         count = self.batch_size_mem or strategy.train_mb_size
         images, labels = self.memory.sample(count, generator=generator)
         images, labels = images.to(new.device), labels.to(new.device)
         if self._augment is not None:
             images = self._augment(images, generator)
-        if self.augment_new:
-            new = self._augmented(new, generator)
-        elif self._augment is not None and self.memory.formation.factor == 1:
-            # New images come augmented, and what storing leaves of the border of a padded crop, for
-            # example, would tell the two apart. Packed exemplars would lose sharpness by it that
-            # new images keep.
-            images = as_stored(images)
+            if not self.augment_new and self.memory.formation.factor == 1:
+                # New images come augmented, and what storing leaves of the border of a padded crop,
+                # for example, would tell the two apart. Packed exemplars would lose sharpness by it
+                # that new images keep.
+                images = self._share_as_stored(images, generator=generator)
         if self._condensed and self.match_condensing:
-            power = self._excess_power(images, new)
-            noisy = on_numbers(batch[0], partial(self._noisy, power=power, generator=generator))
-            new = on_numbers(noisy, as_stored)
-            if self.augment_new:
-                new = self._augmented(new, generator)
+            power = self._excess_power(images, new, generator)
+            new = on_numbers(new, partial(self._noisy, power=power, generator=generator))
+        new = self._as_shown(new, generator)
         batch[0] = torch.cat([new, in_type(images, new.dtype)])
         batch[1] = torch.cat([batch[1], labels.to(batch[1].dtype)])
         if len(batch) == 3:
             tasks = self.buffer.task_labels(labels).to(batch[2].dtype)
             batch[2] = torch.cat([batch[2], tasks])
+
+    def _as_shown(self, images: Tensor, generator: Generator) -> Tensor:
+        """New images of a mini-batch as the network sees them, all but the noise."""
+        shown = on_numbers(images, partial(self._share_as_stored, generator=generator))
+        return self._augmented(shown, generator) if self.augment_new else shown
 
     def _augmented(self, images: Tensor, generator: Generator) -> Tensor:
         """New images of a mini-batch, augmented as exemplars are."""
@@ -233,13 +233,13 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         """Whether exemplars are optimised; those of a condenser of the user's own count as such."""
         return getattr(self.buffer.condenser, "objective", self) is not None
 
-    def _excess_power(self, exemplars: Tensor, new: Tensor) -> Tensor:
+    def _excess_power(self, exemplars: Tensor, new: Tensor, generator: Generator) -> Tensor:
         """What exemplars have more than new images of the power at each frequency, up to now."""
         channels, height, width = exemplars.shape[1:]
         transform = frequencies(channels, height, width, exemplars.device)
         if self._power is None or self._measured < _MEASURED:
-            both = [transform.power(self._plain(images.float())) for images in (exemplars, new)]
-            power = torch.stack(both)
+            shown = (exemplars, self._as_shown(new, generator))
+            power = torch.stack([transform.power(self._plain(images.float())) for images in shown])
             self._power = power if self._power is None else self._power + power
             self._measured += 1
         exemplars_power, new_power = self._power / self._measured

@@ -177,6 +177,17 @@ def test_noisy_images_go_through_the_code_of_compressed_exemplars():
     assert (changed - came).std() > 0.03
 
 
+def test_what_is_measured_costs_nothing_after_a_hundred_mini_batches(monkeypatch):
+    coded = []
+    as_stored = ExemplarMemory.as_stored
+    monkeypatch.setattr(
+        ExemplarMemory, "as_stored", lambda self, x: coded.append(len(x)) or as_stored(self, x)
+    )
+    condenser = recipes.idc(factor=1, compression=2, network=NETWORK, outer=1, inner=1)
+    shown(condenser, match_condensing=1.0, epochs=60)  # of two mini-batches each
+    assert len(coded) == 2 * 100 + 20
+
+
 def test_the_seed_decides():
     first, again, other = (shown(match_condensing=1.0, seed=seed)[1] for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
