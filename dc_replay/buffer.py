@@ -41,6 +41,7 @@ from dc_replay.pixels import Normalization, quantise
 from dc_replay.placement import Resident, check_resident, home
 from dc_replay.random_changes import RandomChanges, torchvision_transform
 from dc_replay.randomness import Purpose, check_seed, stream
+from dc_replay.traces import TraceNoise
 
 
 class CondensedBuffer(ExemplarsBuffer):
@@ -232,6 +233,21 @@ class CondensedBuffer(ExemplarsBuffer):
         if self.augment == "training":
             return self._training is not None and bool(self._training.changes)
         return self.augment is not None
+
+    def trace_noise(self, strength: float) -> TraceNoise | None:
+        """Noise for new images of an experience, where exemplars are condensed.
+
+        Args:
+            strength: At least 0; see :class:`~dc_replay.traces.TraceNoise`.
+
+        Returns:
+            None where there is none to add: without strength, without exemplars, or beside real
+            ones. Those of a condenser of the user's own count as condensed.
+        """
+        real = getattr(self.condenser, "objective", self) is None
+        if real or not strength or not len(self.memory):
+            return None
+        return TraceNoise(strength, self.memory.normalization)
 
     def changes_of(
         self, dataset: Any, image_shape: tuple[int, ...], *, device: torch.device

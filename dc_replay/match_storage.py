@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
+from avalanche.distributed import DistributedHelper
 from avalanche.training.plugins import GDumbPlugin
-from torch import Tensor
+from torch import Generator, Tensor
 
+from dc_replay._checks import check_number
 from dc_replay.buffer import CondensedBuffer
 from dc_replay.errors import ArgumentError
 from dc_replay.experiences import classes_of
 from dc_replay.pixels import in_type
+from dc_replay.randomness import Purpose, stream
+from dc_replay.traces import TraceNoise
 
 
 class MatchStoragePlugin(SupervisedPlugin[Any], supports_distributed=True):
@@ -34,19 +39,27 @@ class MatchStoragePlugin(SupervisedPlugin[Any], supports_distributed=True):
 
     Args:
         buffer: The storage policy that is replayed.
+        match_condensing: How strong a noise new images get beside condensed exemplars, as in
+            :class:`~dc_replay.plugin.CondensedReplayPlugin`, at least 0. It is measured in
+            mini-batches that hold exemplars, and there is none beside strategies that draw them
+            later.
 
     Raises:
-        ArgumentError: If it is something else.
+        ArgumentError: If an argument cannot be used.
     """
 
-    def __init__(self, buffer: CondensedBuffer) -> None:
+    def __init__(self, buffer: CondensedBuffer, *, match_condensing: float = 0.0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if not isinstance(buffer, CondensedBuffer):
             raise ArgumentError(
                 f"`buffer` is {buffer!r}; pass the CondensedBuffer that is replayed"
             )
+        check_number("match_condensing", match_condensing, 0)
         self.buffer = buffer
+        self.match_condensing = match_condensing
         self._old: Tensor | None = None
+        self._noise: TraceNoise | None = None
+        self._generator: Generator | None = None
 
     def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Refuse plugins beside which this would make the difference that it is to remove.
@@ -64,9 +77,17 @@ class MatchStoragePlugin(SupervisedPlugin[Any], supports_distributed=True):
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Note the classes of which there are exemplars alone."""
         memory = self.buffer.memory
-        changed = memory.formation.images_per_stored > 1
+        self._noise = self.buffer.trace_noise(self.match_condensing)
+        changed = memory.formation.images_per_stored > 1 or self._noise is not None
         old = sorted({*memory.classes} - classes_of(strategy.experience)) if changed else []
         self._old = torch.tensor(old, device=strategy.device) if old else None
+        self._generator = stream(
+            self.buffer.seed,
+            Purpose.MATCHING,
+            self.buffer.experiences,
+            DistributedHelper.rank,
+            device=strategy.device,
+        )
 
     def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Change the images of a mini-batch, which is on the device by now.
@@ -80,15 +101,25 @@ class MatchStoragePlugin(SupervisedPlugin[Any], supports_distributed=True):
         images, labels = strategy.mbatch[:2]
         check_labels(labels)
         memory = self.buffer.memory
+        exemplars = (labels[:, None] == self._old).any(dim=1)
         changed = on_numbers(images, memory.as_stored)
         if not self.buffer.augments or memory.formation.factor > 1:
-            exemplars = (labels[:, None] == self._old).any(dim=1)[:, None, None, None]
-            changed = torch.where(exemplars, images, changed)
+            changed = _where(exemplars, images, changed)
+        if self._noise is not None and self._generator is not None:
+            if self._noise.measures:
+                self._noise.measure(changed[exemplars], changed[~exemplars])
+            noisy = on_numbers(images, partial(self._noise.added_to, generator=self._generator))
+            changed = _where(exemplars, changed, on_numbers(noisy, memory.as_stored))
         strategy.mbatch[0] = changed
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Forget them."""
-        self._old = None
+        self._old = self._noise = self._generator = None
+
+
+def _where(chosen: Tensor, images: Tensor, others: Tensor) -> Tensor:
+    """Of each image of a mini-batch one of two."""
+    return torch.where(chosen[:, None, None, None], images, others)
 
 
 def check_labels(labels: Tensor) -> None:

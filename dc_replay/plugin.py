@@ -31,10 +31,7 @@ from dc_replay.pixels import Normalization, in_type
 from dc_replay.placement import Resident
 from dc_replay.random_changes import RandomChanges
 from dc_replay.randomness import Purpose, stream
-from dc_replay.traces import excess, frequencies
-
-# Mini-batches of an experience in which the traces of condensing are measured.
-_MEASURED = 100
+from dc_replay.traces import TraceNoise
 
 
 class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
@@ -135,9 +132,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         self._generator: Generator | None = None
         self._shape: tuple[int, ...] = ()
         self._augment: ImageAugment | None = None
-        # Of exemplars and of new images, summed over the mini-batches in which it was measured.
-        self._power: Tensor | None = None
-        self._measured = 0
+        self._noise: TraceNoise | None = None
 
     @property
     def memory(self) -> ExemplarMemory:
@@ -161,7 +156,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
                 :meth:`~dc_replay.buffer.CondensedBuffer.check`.
         """
         self._shape = self.buffer.check(strategy.experience, device=strategy.device)
-        self._power, self._measured = None, 0
+        self._noise = self.buffer.trace_noise(self.match_condensing)
         device = strategy.device
         packed = self.buffer.condenser.formation.factor > 1
         matters = self.augment_new or (packed and self.match_storage)
@@ -208,9 +203,10 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
                 # for example, would tell the two apart. Packed exemplars would lose sharpness by it
                 # that new images keep.
                 images = self._share_as_stored(images, generator=generator)
-        if self._condensed and self.match_condensing:
-            power = self._excess_power(images, new, generator)
-            new = on_numbers(new, partial(self._noisy, power=power, generator=generator))
+        if self._noise is not None:
+            if self._noise.measures:
+                self._noise.measure(images, self._as_shown(new, generator))
+            new = on_numbers(new, partial(self._noise.added_to, generator=generator))
         new = self._as_shown(new, generator)
         batch[0] = torch.cat([new, in_type(images, new.dtype)])
         batch[1] = torch.cat([batch[1], labels.to(batch[1].dtype)])
@@ -227,37 +223,6 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         """New images of a mini-batch, augmented as exemplars are."""
         augment = self._augment
         return images if augment is None else on_numbers(images, lambda x: augment(x, generator))
-
-    @property
-    def _condensed(self) -> bool:
-        """Whether exemplars are optimised; those of a condenser of the user's own count as such."""
-        return getattr(self.buffer.condenser, "objective", self) is not None
-
-    def _excess_power(self, exemplars: Tensor, new: Tensor, generator: Generator) -> Tensor:
-        """What exemplars have more than new images of the power at each frequency, up to now."""
-        channels, height, width = exemplars.shape[1:]
-        transform = frequencies(channels, height, width, exemplars.device)
-        if self._power is None or self._measured < _MEASURED:
-            shown = (exemplars, self._as_shown(new, generator))
-            power = torch.stack([transform.power(self._plain(images.float())) for images in shown])
-            self._power = power if self._power is None else self._power + power
-            self._measured += 1
-        exemplars_power, new_power = self._power / self._measured
-        return excess(exemplars_power, new_power)
-
-    def _noisy(self, images: Tensor, *, power: Tensor, generator: Generator) -> Tensor:
-        """New images of a mini-batch with noise."""
-        channels, height, width = images.shape[1:]
-        transform = frequencies(channels, height, width, images.device)
-        noise = transform.noise(self.match_condensing**2 * power, len(images), generator)
-        plain = (self._plain(images) + noise.to(images)).clamp(0, 1)
-        scale = self.memory.normalization
-        return plain if scale is None else scale.apply(plain)
-
-    def _plain(self, images: Tensor) -> Tensor:
-        """Images of a mini-batch in ``[0, 1]``."""
-        scale = self.memory.normalization
-        return images if scale is None else scale.invert(images)
 
     def _warn_of(self, changes: Sequence[Flip | Crop]) -> None:
         """Tell of training transforms that do not go together with how this plugin augments."""
@@ -288,7 +253,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Condense the experience into the memory."""
         # A checkpoint takes neither a generator in flight nor a function of this experience.
-        self._generator = self._augment = self._power = None
+        self._generator = self._augment = self._noise = None
         self.buffer.remember_once(strategy)
 
 

@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     ORDERING = 2
     CHECKING = 3
     TRAINING = 4
+    MATCHING = 5
 
 
 def check_seed(seed: int) -> None:

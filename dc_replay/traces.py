@@ -15,9 +15,13 @@ import torch
 from torch import Generator, Tensor
 
 from dc_replay.coding import CosineTransform, cosine_transform_for
+from dc_replay.pixels import Normalization
 
 # What is below is what images show, in which classes differ.
 _LOWEST = 3
+
+# Mini-batches of an experience in which traces are measured.
+_MEASURED = 100
 
 
 @dataclass(frozen=True)
@@ -74,3 +78,79 @@ def excess(exemplars: Tensor, images: Tensor) -> Tensor:
 def frequencies(channels: int, height: int, width: int, device: torch.device) -> Frequencies:
     """Those of images of one shape on one device."""
     return Frequencies(cosine_transform_for(channels, height, width, device))
+
+
+class TraceNoise:
+    """Noise for the new images of one experience, as strong as the traces in its exemplars.
+
+    At each frequency its standard deviation is a strength times the square root of what exemplars
+    have more than new images (:func:`excess`), measured in the first 100 mini-batches that hold
+    both.
+
+    Args:
+        strength: At least 0.
+        scale: The normalization of the images; None where they lie in ``[0, 1]``.
+
+    Attributes:
+        measured: Mini-batches in which the traces were measured.
+    """
+
+    def __init__(self, strength: float, scale: Normalization | None) -> None:
+        self.strength = strength
+        self.scale = scale
+        self.measured = 0
+        # Of exemplars and of new images, summed over all that were measured.
+        self._power: list[Tensor] = []
+        self._counts = [0, 0]
+
+    @property
+    def measures(self) -> bool:
+        """Whether more mini-batches are to be measured."""
+        return self.measured < _MEASURED
+
+    def measure(self, exemplars: Tensor, images: Tensor) -> None:
+        """Take what exemplars and new images of a mini-batch have at each frequency into account.
+
+        Args:
+            exemplars: ``[count, channels, height, width]``, as a network sees them.
+            images: The new ones, as it would see them without noise. Nothing is measured where one
+                of the two is empty.
+        """
+        if not len(exemplars) or not len(images):
+            return
+        channels, height, width = exemplars.shape[1:]
+        transform = frequencies(channels, height, width, exemplars.device)
+        both = (exemplars, images)
+        power = [len(some) * transform.power(self._plain(some)) for some in both]
+        held = self._power or [torch.zeros_like(some) for some in power]
+        self._power = [old + new for old, new in zip(held, power, strict=True)]
+        self._counts = [old + len(new) for old, new in zip(self._counts, both, strict=True)]
+        self.measured += 1
+
+    def added_to(self, images: Tensor, generator: Generator) -> Tensor:
+        """New images with noise, or the same ones as long as nothing was measured.
+
+        Args:
+            images: ``[count, channels, height, width]`` of a floating-point type. What lies outside
+                of ``[0, 1]`` without the normalization is clamped.
+            generator: Source of the noise.
+
+        Returns:
+            Images of the same shape and type.
+        """
+        if not self._power:
+            return images
+        channels, height, width = images.shape[1:]
+        transform = frequencies(channels, height, width, images.device)
+        exemplars, new = (
+            power / count for power, count in zip(self._power, self._counts, strict=True)
+        )
+        power = self.strength**2 * excess(exemplars, new)
+        plain = self._plain(images)
+        noise = transform.noise(power, len(images), generator)
+        noisy = (plain + noise.to(plain)).clamp(0, 1)
+        return (noisy if self.scale is None else self.scale.apply(noisy)).to(images.dtype)
+
+    def _plain(self, images: Tensor) -> Tensor:
+        plain = images.to(torch.promote_types(images.dtype, torch.float32))
+        return plain if self.scale is None else self.scale.invert(plain)

@@ -60,11 +60,11 @@ def stored_by(plugin):
 def policy():
     buffer = CondensedBuffer(**options(budget=ImagesPerClass(2), max_size=48))
     replay = ReplayPlugin(mem_size=buffer.max_size, storage_policy=buffer)
-    return [replay, MatchStoragePlugin(buffer)]
+    return [replay, MatchStoragePlugin(buffer, match_condensing=0.5)]
 
 
 WAYS = {
-    "replay": lambda: [CondensedReplayPlugin(**options())],
+    "replay": lambda: [CondensedReplayPlugin(**options(), match_condensing=0.5)],
     "replay, distillation": lambda: [CondensedReplayPlugin(**options()), DistillationPlugin()],
     "replay, both losses": lambda: [
         CondensedReplayPlugin(**options()),

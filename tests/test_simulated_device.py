@@ -234,6 +234,7 @@ def experiences():
 
 def replay(make=CondensedReplayPlugin, name="random", resident=True, **parts):
     options = {"augment": parts.pop("augment", "training")}
+    options |= {name: parts.pop(name) for name in ["match_condensing"] if name in parts}
     condenser, budget = small(name, **parts), ImagesPerClass(2)
     if make is CondensedBuffer:
         return make(condenser=condenser, budget=budget, with_task_labels=True)
@@ -243,11 +244,11 @@ def replay(make=CondensedReplayPlugin, name="random", resident=True, **parts):
 def through_a_buffer(**parts):
     buffer = replay(CondensedBuffer, **parts)
     storage = ReplayPlugin(mem_size=buffer.max_size, storage_policy=buffer)
-    return [storage, MatchStoragePlugin(buffer)]
+    return [storage, MatchStoragePlugin(buffer, match_condensing=0.5)]
 
 
 WAYS = {
-    "replay": lambda: [replay(name="idc", factor=2)],
+    "replay": lambda: [replay(name="idc", factor=2, match_condensing=0.5)],
     "replay from the host": lambda: [replay(compression=2, resident=False)],
     "replay with everything": lambda: [
         DeviceResident(),
@@ -259,6 +260,7 @@ WAYS = {
     "memory alone from the host": lambda: [replay(MemoryOnlyPlugin, resident=False)],
     "buffer": lambda: through_a_buffer(compression=2),
     "packed buffer": lambda: through_a_buffer(factor=2),
+    "condensed buffer": lambda: through_a_buffer(name="idc", compression=2),
 }
 
 

@@ -7,15 +7,17 @@ import torch
 from avalanche.benchmarks import class_incremental_benchmark
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.supervised import Naive
 from torch import nn
-from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
 from dc_replay import recipes
 from dc_replay.budgets import ImagesPerClass
+from dc_replay.buffer import CondensedBuffer
 from dc_replay.errors import ArgumentError
 from dc_replay.exemplars import Exemplars
+from dc_replay.match_storage import MatchStoragePlugin
 from dc_replay.memory import ExemplarMemory
 from dc_replay.networks import convnet_for
 from dc_replay.pixels import Normalization
@@ -81,21 +83,32 @@ def test_excess_is_what_is_above_the_lowest_frequencies_and_not_negative():
     assert bool((exemplars == 5).all())
 
 
-class Shown(SupervisedPlugin):
-    """Keeps mini-batches as they are when it comes to them."""
+OLD = 7
 
-    def __init__(self):
+
+class Pairs(list):
+    """Images and labels as a dataset."""
+
+    @property
+    def targets(self):
+        return [label for _, label in self]
+
+
+class Shown(SupervisedPlugin):
+    """Keeps new images, or exemplars, as they are when it comes to them."""
+
+    def __init__(self, exemplars=False):
         super().__init__()
+        self.exemplars = exemplars
         self.batches = []
 
     def before_training_iteration(self, strategy, **kwargs):
-        self.batches.append(strategy.mbatch[0].clone())
+        images, labels = strategy.mbatch[:2]
+        self.batches.append(images[(labels == OLD) == self.exemplars].clone())
 
 
-def shown(condenser=None, *, batch=32, epochs=4, seed=0, **options):
-    """New images as they came and as they are shown, in ``[0, 1]``, beside noisy exemplars."""
-    generator = torch.Generator().manual_seed(5)
-    condenser = condenser or recipes.idc(factor=1, network=NETWORK, outer=1, inner=1)
+def replaying(condenser, batch, seed, match_condensing=0.0):
+    """A plugin that draws exemplars and gives noise, and its buffer."""
     plugin = CondensedReplayPlugin(
         condenser=condenser,
         budget=ImagesPerClass(40),
@@ -103,26 +116,50 @@ def shown(condenser=None, *, batch=32, epochs=4, seed=0, **options):
         progress=False,
         batch_size_mem=batch,
         seed=seed,
-        **options,
+        match_condensing=match_condensing,
     )
+    return [plugin], plugin.buffer
+
+
+def beside_avalanche(condenser, batch, seed, match_condensing=0.0):
+    """Avalanche's replay, a plugin that gives noise beside it, and the buffer."""
+    buffer = CondensedBuffer(
+        condenser=condenser,
+        budget=ImagesPerClass(40),
+        augment=None,
+        progress=False,
+        max_size=40 * condenser.formation.images_per_stored,
+        seed=seed,
+    )
+    replay = ReplayPlugin(mem_size=buffer.max_size, batch_size_mem=batch, storage_policy=buffer)
+    return [replay, MatchStoragePlugin(buffer, match_condensing=match_condensing)], buffer
+
+
+WAYS = pytest.mark.parametrize("way", [replaying, beside_avalanche])
+
+
+def shown(condenser=None, *, way=replaying, batch=32, epochs=4, seed=0, **options):
+    """New images as they came and as they are shown, in ``[0, 1]``, beside noisy exemplars."""
+    generator = torch.Generator().manual_seed(5)
+    condenser = condenser or recipes.idc(factor=1, network=NETWORK, outer=1, inner=1)
+    plugins, buffer = way(condenser, batch, seed, **options)
     formation = condenser.formation
     memory = ExemplarMemory(
         budget=ImagesPerClass(40), formation=formation, normalization=NORMALIZATION
     )
     noisy = 0.5 + 0.05 * torch.randn(40 * formation.compression, 3, SIDE, SIDE, generator=generator)
-    memory.add(Exemplars(formation.store(formation.pack(noisy)), torch.full((40,), 7)))
-    plugin.memory = memory
+    memory.add(Exemplars(formation.store(formation.pack(noisy)), torch.full((40,), OLD)))
+    buffer.memory = memory
     smooth = 0.5 + 0.01 * torch.randn(64, 3, SIDE, SIDE, generator=generator)
-    tensors = TensorDataset(smooth, torch.arange(2).repeat(32))
-    tensors.targets = torch.arange(2).repeat(32).tolist()
+    pairs = Pairs(zip(smooth, [0, 1] * 32, strict=True))
     normalise = v2.Normalize(NORMALIZATION.mean, NORMALIZATION.std)
     data = as_classification_dataset(
-        tensors, transform_groups={"train": normalise, "eval": normalise}
+        pairs, transform_groups={"train": normalise, "eval": normalise}
     )
     stream = class_incremental_benchmark(
         {"train": data, "test": data}, num_experiences=1, class_order=[0, 1]
     ).train_stream
-    before, after = Shown(), Shown()
+    before, after, exemplars = Shown(), Shown(), Shown(exemplars=True)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 10))
     torch.manual_seed(0)
     strategy = Naive(
@@ -130,17 +167,22 @@ def shown(condenser=None, *, batch=32, epochs=4, seed=0, **options):
         optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
         train_mb_size=batch,
         train_epochs=epochs,
-        plugins=[before, plugin, after],
+        plugins=[*plugins[:-1], before, plugins[-1], after, exemplars],
         evaluator=None,
     )
     strategy.train(stream[0])
-    pairs = zip(before.batches, after.batches, strict=True)
-    came, changed = zip(*((old, new[: len(old)]) for old, new in pairs), strict=True)
-    return tuple(NORMALIZATION.invert(torch.cat(images)) for images in (came, changed))
+    seen = (torch.cat(some.batches) for some in (before, after, exemplars))
+    came, changed, replayed = (NORMALIZATION.invert(images) for images in seen)
+    assert len(came) == len(changed) == 64 * epochs and len(replayed) > 0
+    decoded = NORMALIZATION.invert(memory.decoded()[0])
+    for image in replayed[:5]:
+        assert (decoded - image).abs().flatten(1).amax(dim=1).min() < 1e-5
+    return came, changed
 
 
-def test_new_images_get_the_power_that_exemplars_have_more():
-    came, changed = shown(match_condensing=1.0, epochs=50)
+@WAYS
+def test_new_images_get_the_power_that_exemplars_have_more(way):
+    came, changed = shown(way=way, match_condensing=1.0, epochs=50)
     power = coefficients_slowly(changed).square().mean(dim=0)
     expected = coefficients_slowly(came).square().mean(dim=0)
     more = (0.05**2 - 0.01**2) * PLANES.square().sum(dim=1)  # independent values of each channel
@@ -154,23 +196,26 @@ def test_new_images_get_the_power_that_exemplars_have_more():
     assert low.abs().max() < 1e-5
 
 
-def test_the_strength_multiplies_the_noise():
-    came, whole = shown(match_condensing=1.0)
-    _, half = shown(match_condensing=0.5)
+@WAYS
+def test_the_strength_multiplies_the_noise(way):
+    came, whole = shown(way=way, match_condensing=1.0)
+    _, half = shown(way=way, match_condensing=0.5)
     torch.testing.assert_close(half - came, (whole - came) / 2, rtol=1e-4, atol=1e-6)
     assert (whole - came).std() > 0.03
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])
-def test_nothing_changes_without_strength_or_beside_real_exemplars(strength):
+@WAYS
+def test_nothing_changes_without_strength_or_beside_real_exemplars(way, strength):
     chosen = recipes.random(factor=1, network=NETWORK)
-    came, changed = shown(chosen if strength else None, match_condensing=strength)
+    came, changed = shown(chosen if strength else None, way=way, match_condensing=strength)
     assert torch.equal(came, changed)
 
 
-def test_noisy_images_go_through_the_code_of_compressed_exemplars():
+@WAYS
+def test_noisy_images_go_through_the_code_of_compressed_exemplars(way):
     condenser = recipes.idc(factor=1, compression=2, network=NETWORK, outer=1, inner=1)
-    came, changed = shown(condenser, match_condensing=1.0)
+    came, changed = shown(condenser, way=way, match_condensing=1.0)
     again = condenser.formation.as_stored(changed)
     # What comes out of the code hardly changes in it.
     assert (again - changed).std() < 0.2 * (changed - came).std()
@@ -188,14 +233,14 @@ def test_what_is_measured_costs_nothing_after_a_hundred_mini_batches(monkeypatch
     assert len(coded) == 2 * 100 + 20
 
 
-def test_the_seed_decides():
-    first, again, other = (shown(match_condensing=1.0, seed=seed)[1] for seed in (0, 0, 1))
+@WAYS
+def test_the_seed_decides(way):
+    first, again, other = (shown(way=way, match_condensing=1.0, seed=seed)[1] for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf"), "much", None])
-def test_strength_is_checked(strength):
+@WAYS
+def test_strength_is_checked(way, strength):
     with pytest.raises(ArgumentError, match="`match_condensing` is .*; pass a finite number"):
-        CondensedReplayPlugin(
-            condenser=recipes.idc(), budget=ImagesPerClass(1), match_condensing=strength
-        )
+        way(recipes.idc(), 5, 0, match_condensing=strength)

@@ -29,6 +29,7 @@ from dc_replay import (
     GradientMatching,
     ImagesPerClass,
     LogitAdjustmentPlugin,
+    MatchStoragePlugin,
     MemoryOnlyPlugin,
     Multisize,
     NetworkTraining,
@@ -248,6 +249,10 @@ def replay(**options):
     return CondensedReplayPlugin(**{"condenser": recipes.random(), "budget": BUDGET, **options})
 
 
+def matching(**options):
+    return MatchStoragePlugin(buffer(), **options)
+
+
 def memory_only(**options):
     return MemoryOnlyPlugin(**{"condenser": recipes.random(), "budget": BUDGET, **options})
 
@@ -434,6 +439,7 @@ ARGUMENTS = {
     "CondensedReplayPlugin.match_condensing": (named(replay, "match_condensing"), number(0)),
     "CondensedReplayPlugin.augment": (named(replay, "augment"), optional(taking(2))),
     "CondensedReplayPlugin.normalization": (named(replay, "normalization"), normalization),
+    "MatchStoragePlugin.match_condensing": (named(matching, "match_condensing"), number(0)),
     "MemoryOnlyPlugin.batch_size": (named(memory_only, "batch_size"), optional(whole(1))),
     "MemoryOnlyPlugin.presentations_per_stored": (
         named(memory_only, "presentations_per_stored"),
