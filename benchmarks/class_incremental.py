@@ -91,7 +91,8 @@ class Arguments(Workload):
             leave them, beside packed or compressed exemplars; 0 leaves all as they are.
         match_condensing: With protocol replay, how strong a noise new images get beside condensed
             exemplars, as a multiple of what these have more than they have at each frequency; 0
-            leaves them as they are. Beside other exemplars they always are.
+            leaves them as they are. Beside other exemplars they always are. The plugin's own
+            default is 0.5 beside images condensed in transform code.
         logit_adjustment: With protocol replay, the weight of the logit adjustment to how often each
             class is shown; 0 is none.
         distillation: With protocol replay, the weight of the distillation from the model before; 0

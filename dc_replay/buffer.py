@@ -234,17 +234,20 @@ class CondensedBuffer(ExemplarsBuffer):
             return self._training is not None and bool(self._training.changes)
         return self.augment is not None
 
-    def trace_noise(self, strength: float) -> TraceNoise | None:
+    def trace_noise(self, strength: float | None) -> TraceNoise | None:
         """Noise for new images of an experience, where exemplars are condensed.
 
         Args:
-            strength: At least 0; see :class:`~dc_replay.traces.TraceNoise`.
+            strength: At least 0; see :class:`~dc_replay.traces.TraceNoise`. None takes what was
+                measured to be best: 0.5 beside compressed exemplars, 0 beside others.
 
         Returns:
             None where there is none to add: without strength, without exemplars, or beside real
             ones. Those of a condenser of the user's own count as condensed.
         """
         real = getattr(self.condenser, "objective", self) is None
+        if strength is None:
+            strength = 0.5 if self.condenser.formation.compression > 1 else 0.0
         if real or not strength or not len(self.memory):
             return None
         return TraceNoise(strength, self.memory.normalization)

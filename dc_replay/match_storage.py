@@ -40,21 +40,21 @@ class MatchStoragePlugin(SupervisedPlugin[Any], supports_distributed=True):
     Args:
         buffer: The storage policy that is replayed.
         match_condensing: How strong a noise new images get beside condensed exemplars, as in
-            :class:`~dc_replay.plugin.CondensedReplayPlugin`, at least 0. It is measured in
-            mini-batches that hold exemplars, and there is none beside strategies that draw them
-            later.
+            :class:`~dc_replay.plugin.CondensedReplayPlugin`. It is measured in mini-batches that
+            hold exemplars, and there is none beside strategies that draw them later.
 
     Raises:
         ArgumentError: If an argument cannot be used.
     """
 
-    def __init__(self, buffer: CondensedBuffer, *, match_condensing: float = 0.0) -> None:
+    def __init__(self, buffer: CondensedBuffer, *, match_condensing: float | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if not isinstance(buffer, CondensedBuffer):
             raise ArgumentError(
                 f"`buffer` is {buffer!r}; pass the CondensedBuffer that is replayed"
             )
-        check_number("match_condensing", match_condensing, 0)
+        if match_condensing is not None:
+            check_number("match_condensing", match_condensing, 0)
         self.buffer = buffer
         self.match_condensing = match_condensing
         self._old: Tensor | None = None

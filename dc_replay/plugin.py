@@ -71,8 +71,10 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         match_condensing: How strong a noise new images get beside condensed exemplars, for the same
             reason. At each frequency its standard deviation is this number, at least 0, times the
             square root of the power that exemplars have more than they (see
-            :mod:`dc_replay.traces`), measured in the first 100 mini-batches of an experience. 0
-            leaves new images as they are, and so do recipes that choose real ones.
+            :mod:`dc_replay.traces`), measured in the first 100 mini-batches of an experience. None
+            takes 0.5 for a condenser whose ``compression`` is above 1, beside which that was
+            measured to help, and 0 for others. 0 leaves new images as they are, and so do recipes
+            that choose real ones.
         seed: At least 0. Condensing and replay follow from it.
         progress: Whether to show progress bars.
         checkpoint_dir: A folder for the state of each experience's condensation, from which a run
@@ -97,7 +99,7 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         augment: ExemplarAugment = "training",
         augment_new: bool = False,
         match_storage: float = 1.0,
-        match_condensing: float = 0.0,
+        match_condensing: float | None = None,
         seed: int = 0,
         progress: bool = True,
         checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -124,7 +126,8 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
         )
         check_number("match_storage", match_storage, 0, 1)
         self.match_storage = match_storage
-        check_number("match_condensing", match_condensing, 0)
+        if match_condensing is not None:
+            check_number("match_condensing", match_condensing, 0)
         self.match_condensing = match_condensing
         self.batch_size_mem = batch_size_mem
         self.augment = augment

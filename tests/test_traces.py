@@ -147,7 +147,8 @@ def shown(condenser=None, *, way=replaying, batch=32, epochs=4, seed=0, **option
     memory = ExemplarMemory(
         budget=ImagesPerClass(40), formation=formation, normalization=NORMALIZATION
     )
-    noisy = 0.5 + 0.05 * torch.randn(40 * formation.compression, 3, SIDE, SIDE, generator=generator)
+    count = 40 * formation.images_per_stored
+    noisy = 0.5 + 0.05 * torch.randn(count, 3, SIDE, SIDE, generator=generator)
     memory.add(Exemplars(formation.store(formation.pack(noisy)), torch.full((40,), OLD)))
     buffer.memory = memory
     smooth = 0.5 + 0.01 * torch.randn(64, 3, SIDE, SIDE, generator=generator)
@@ -213,6 +214,16 @@ def test_nothing_changes_without_strength_or_beside_real_exemplars(way, strength
 
 
 @WAYS
+def test_compressed_exemplars_get_half_of_the_noise_by_default(way):
+    packed = recipes.idc(factor=2, network=NETWORK, outer=1, inner=1)
+    coded = recipes.idc(factor=1, compression=2, network=NETWORK, outer=1, inner=1)
+    for condenser, strength in ((coded, 0.5), (None, 0.0), (packed, 0.0)):
+        _, default = shown(condenser, way=way, match_condensing=None)
+        _, same = shown(condenser, way=way, match_condensing=strength)
+        assert torch.equal(default, same)
+
+
+@WAYS
 def test_noisy_images_go_through_the_code_of_compressed_exemplars(way):
     condenser = recipes.idc(factor=1, compression=2, network=NETWORK, outer=1, inner=1)
     came, changed = shown(condenser, way=way, match_condensing=1.0)
@@ -239,7 +250,7 @@ def test_the_seed_decides(way):
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf"), "much", None])
+@pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf"), "much"])
 @WAYS
 def test_strength_is_checked(way, strength):
     with pytest.raises(ArgumentError, match="`match_condensing` is .*; pass a finite number"):

@@ -436,10 +436,16 @@ ARGUMENTS = {
     "CondensedBuffer.memory": (with_memory, never),
     "CondensedReplayPlugin.batch_size_mem": (named(replay, "batch_size_mem"), optional(whole(1))),
     "CondensedReplayPlugin.match_storage": (named(replay, "match_storage"), number(0, 1)),
-    "CondensedReplayPlugin.match_condensing": (named(replay, "match_condensing"), number(0)),
+    "CondensedReplayPlugin.match_condensing": (
+        named(replay, "match_condensing"),
+        optional(number(0)),
+    ),
     "CondensedReplayPlugin.augment": (named(replay, "augment"), optional(taking(2))),
     "CondensedReplayPlugin.normalization": (named(replay, "normalization"), normalization),
-    "MatchStoragePlugin.match_condensing": (named(matching, "match_condensing"), number(0)),
+    "MatchStoragePlugin.match_condensing": (
+        named(matching, "match_condensing"),
+        optional(number(0)),
+    ),
     "MemoryOnlyPlugin.batch_size": (named(memory_only, "batch_size"), optional(whole(1))),
     "MemoryOnlyPlugin.presentations_per_stored": (
         named(memory_only, "presentations_per_stored"),
