@@ -239,16 +239,18 @@ class CondensedBuffer(ExemplarsBuffer):
 
         Args:
             strength: At least 0; see :class:`~dc_replay.traces.TraceNoise`. None takes what was
-                measured to be best: 0.5 beside compressed exemplars, 0 beside others.
+                measured to be best: 0.5 beside compressed exemplars, 0 beside others, and 0 beside
+                those of a condenser of the user's own, which may be real.
 
         Returns:
             None where there is none to add: without strength, without exemplars, or beside real
-            ones. Those of a condenser of the user's own count as condensed.
+            ones. With a strength, those of a condenser of the user's own count as condensed.
         """
-        real = getattr(self.condenser, "objective", self) is None
+        objective = getattr(self.condenser, "objective", ...)
         if strength is None:
-            strength = 0.5 if self.condenser.formation.compression > 1 else 0.0
-        if real or not strength or not len(self.memory):
+            known = objective is not ... and self.condenser.formation.compression > 1
+            strength = 0.5 if known else 0.0
+        if objective is None or not strength or not len(self.memory):
             return None
         return TraceNoise(strength, self.memory.normalization)
 

@@ -72,9 +72,9 @@ class CondensedReplayPlugin(SupervisedPlugin[Any], supports_distributed=True):
             reason. At each frequency its standard deviation is this number, at least 0, times the
             square root of the power that exemplars have more than they (see
             :mod:`dc_replay.traces`), measured in the first 100 mini-batches of an experience. None
-            takes 0.5 for a condenser whose ``compression`` is above 1, beside which that was
-            measured to help, and 0 for others. 0 leaves new images as they are, and so do recipes
-            that choose real ones.
+            takes 0.5 for a recipe whose ``compression`` is above 1, beside which that was measured
+            to help, and 0 for others and for condensers of the user's own. 0 leaves new images as
+            they are, and so do recipes that choose real ones.
         seed: At least 0. Condensing and replay follow from it.
         progress: Whether to show progress bars.
         checkpoint_dir: A folder for the state of each experience's condensation, from which a run

@@ -86,6 +86,13 @@ def test_excess_is_what_is_above_the_lowest_frequencies_and_not_negative():
 OLD = 7
 
 
+class Own:
+    """A condenser of somebody's own."""
+
+    def __init__(self, wrapped):
+        self.name, self.formation, self.condense = "own", wrapped.formation, wrapped.condense
+
+
 class Pairs(list):
     """Images and labels as a dataset."""
 
@@ -217,7 +224,8 @@ def test_nothing_changes_without_strength_or_beside_real_exemplars(way, strength
 def test_compressed_exemplars_get_half_of_the_noise_by_default(way):
     packed = recipes.idc(factor=2, network=NETWORK, outer=1, inner=1)
     coded = recipes.idc(factor=1, compression=2, network=NETWORK, outer=1, inner=1)
-    for condenser, strength in ((coded, 0.5), (None, 0.0), (packed, 0.0)):
+    own = Own(recipes.random(factor=1, compression=2, network=NETWORK))  # these may be real
+    for condenser, strength in ((coded, 0.5), (None, 0.0), (packed, 0.0), (own, 0.0)):
         _, default = shown(condenser, way=way, match_condensing=None)
         _, same = shown(condenser, way=way, match_condensing=strength)
         assert torch.equal(default, same)
