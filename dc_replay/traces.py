@@ -100,8 +100,8 @@ class TraceNoise:
         self.scale = scale
         self.measured = 0
         # Of exemplars and of new images, summed over all that were measured.
-        self._power: list[Tensor] = []
-        self._counts = [0, 0]
+        self._power: Tensor | None = None
+        self._exemplars = self._images = 0
 
     @property
     def measures(self) -> bool:
@@ -121,10 +121,10 @@ class TraceNoise:
         channels, height, width = exemplars.shape[1:]
         transform = frequencies(channels, height, width, exemplars.device)
         both = (exemplars, images)
-        power = [len(some) * transform.power(self._plain(some)) for some in both]
-        held = self._power or [torch.zeros_like(some) for some in power]
-        self._power = [old + new for old, new in zip(held, power, strict=True)]
-        self._counts = [old + len(new) for old, new in zip(self._counts, both, strict=True)]
+        power = torch.stack([len(some) * transform.power(self._plain(some)) for some in both])
+        self._power = power if self._power is None else self._power + power
+        self._exemplars += len(exemplars)
+        self._images += len(images)
         self.measured += 1
 
     def added_to(self, images: Tensor, generator: Generator) -> Tensor:
@@ -138,14 +138,12 @@ class TraceNoise:
         Returns:
             Images of the same shape and type.
         """
-        if not self._power:
+        if self._power is None:
             return images
         channels, height, width = images.shape[1:]
         transform = frequencies(channels, height, width, images.device)
-        exemplars, new = (
-            power / count for power, count in zip(self._power, self._counts, strict=True)
-        )
-        power = self.strength**2 * excess(exemplars, new)
+        exemplars, new = self._power
+        power = self.strength**2 * excess(exemplars / self._exemplars, new / self._images)
         plain = self._plain(images)
         noise = transform.noise(power, len(images), generator)
         noisy = (plain + noise.to(plain)).clamp(0, 1)

@@ -13,6 +13,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Generator, Tensor
 
 from dc_replay._writing import remove_unfinished, write_whole
+from dc_replay.traces import TraceNoise
 
 
 class TrainingState(SupervisedPlugin[Any]):
@@ -20,8 +21,8 @@ class TrainingState(SupervisedPlugin[Any]):
 
     To be appended to the plugins of a strategy that is complete, because it has to come after
     Avalanche's clock, too: it puts back what the others begin an experience with, which is their
-    numbers, tensors and generators, and those of the data loader. What they hold besides, such as
-    a memory or the model before, has to be theirs by then.
+    numbers, tensors and generators, those of the noise that they add, and those of the data loader.
+    What they hold besides, such as a memory or the model before, has to be theirs by then.
 
     Args:
         path: The file, of the experience that is trained on; others' are ignored.
@@ -99,7 +100,9 @@ def _holders(strategy: Any) -> Iterator[tuple[Any, tuple[type, ...]]]:
     """Whose attributes change from epoch to epoch, and those of which types."""
     for plugin in strategy.plugins:
         if not isinstance(plugin, TrainingState):
-            yield plugin, (int, float, Tensor, Generator)
+            noise = [part for part in vars(plugin).values() if isinstance(part, TraceNoise)]
+            for holder in (plugin, *noise):
+                yield holder, (int, float, Tensor, Generator)
     yield strategy.dataloader, (Generator,)
 
 
