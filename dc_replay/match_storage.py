@@ -100,17 +100,22 @@ class MatchStoragePlugin(SupervisedPlugin[Any], supports_distributed=True):
             return
         images, labels = strategy.mbatch[:2]
         check_labels(labels)
-        memory = self.buffer.memory
         exemplars = (labels[:, None] == self._old).any(dim=1)
+        if self._noise is not None and self._generator is not None:
+            if self._noise.measures:
+                shown = self._as_shown(images, exemplars)
+                self._noise.measure(shown[exemplars], shown[~exemplars])
+            noisy = on_numbers(images, partial(self._noise.added_to, generator=self._generator))
+            images = _where(exemplars, images, noisy)
+        strategy.mbatch[0] = self._as_shown(images, exemplars)
+
+    def _as_shown(self, images: Tensor, exemplars: Tensor) -> Tensor:
+        """A mini-batch as the network sees it, all but the noise."""
+        memory = self.buffer.memory
         changed = on_numbers(images, memory.as_stored)
         if not self.buffer.augments or memory.formation.factor > 1:
             changed = _where(exemplars, images, changed)
-        if self._noise is not None and self._generator is not None:
-            if self._noise.measures:
-                self._noise.measure(changed[exemplars], changed[~exemplars])
-            noisy = on_numbers(images, partial(self._noise.added_to, generator=self._generator))
-            changed = _where(exemplars, changed, on_numbers(noisy, memory.as_stored))
-        strategy.mbatch[0] = changed
+        return changed
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Forget them."""

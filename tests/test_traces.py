@@ -241,14 +241,15 @@ def test_noisy_images_go_through_the_code_of_compressed_exemplars(way):
     assert (changed - came).std() > 0.03
 
 
-def test_what_is_measured_costs_nothing_after_a_hundred_mini_batches(monkeypatch):
+@WAYS
+def test_what_is_measured_costs_nothing_after_a_hundred_mini_batches(way, monkeypatch):
     coded = []
     as_stored = ExemplarMemory.as_stored
     monkeypatch.setattr(
         ExemplarMemory, "as_stored", lambda self, x: coded.append(len(x)) or as_stored(self, x)
     )
     condenser = recipes.idc(factor=1, compression=2, network=NETWORK, outer=1, inner=1)
-    shown(condenser, match_condensing=1.0, epochs=60)  # of two mini-batches each
+    shown(condenser, way=way, match_condensing=1.0, epochs=60)  # of two mini-batches each
     assert len(coded) == 2 * 100 + 20
 
 
