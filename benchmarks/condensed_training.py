@@ -40,8 +40,8 @@ class Arguments(Workload):
     Attributes:
         recipes: Recipes, separated by commas, to which modifiers are added, such as +sm, +mdc,
             DREAM+'s components (+representative, +init, +bidirectional), +compress=10, +lr=0.1 for
-            the pixels' learning rate and +outer=4 for the number of matching networks; all are in
-            benchmarks/methods.py.
+            the pixels' learning rate, +outer=4 for the number of matching networks and +inner=100
+            for the pixel steps with each; all are in benchmarks/methods.py.
         ipc: Stored images per class, separated by commas.
         networks: Networks to train, separated by commas: convnet3 (or another depth), resnet10,
             resnetap10 and densenet121.

@@ -68,6 +68,10 @@ def _outer(built: Condenser, settings: Preset, value: float | None) -> Condenser
     return replace(built, outer=_whole(_given(value)))
 
 
+def _inner(built: Condenser, settings: Preset, value: float | None) -> Condenser:
+    return replace(built, inner=_whole(_given(value)))
+
+
 def _given(value: float | None) -> float:
     if value is None:
         raise ArgumentError("it needs a value, after an equals sign")
@@ -91,12 +95,14 @@ MODIFIERS: dict[str, Callable[[Condenser, Preset, float | None], Condenser]] = {
     "lr": _rate,
     "final": _final,
     "outer": _outer,
+    "inner": _inner,
 }
 """Subset matching and its weight, multisize condensation and its period, DREAM+'s components, the
 images that share the bytes of one, the crops along its sides, the learning rate of pixels in
-[0, 1] and the share of it that is left at the end, and the number of matching networks."""
+[0, 1] and the share of it that is left at the end, the number of matching networks, and that of
+pixel steps with each."""
 
-_TAKES_VALUE = ("sm", "mdc", "representative", "compress", "factor", "lr", "final", "outer")
+_VALUES = ("sm", "mdc", "representative", "compress", "factor", "lr", "final", "outer", "inner")
 _FOR_ALL = ("compress", "factor")
 
 
@@ -164,12 +170,12 @@ def _modifier(argument: str, name: str, text: str) -> tuple[str, float | None]:
         )
     try:
         number = float(value) if equals else None
-        if number is not None and (modifier not in _TAKES_VALUE or not math.isfinite(number)):
+        if number is not None and (modifier not in _VALUES or not math.isfinite(number)):
             raise ValueError
     except ValueError:
         raise ArgumentError(
             f"`{argument}` names {name!r}, but {modifier!r} takes "
-            f"{'a number, not ' + repr(value) if modifier in _TAKES_VALUE else 'no value'}"
+            f"{'a number, not ' + repr(value) if modifier in _VALUES else 'no value'}"
         ) from None
     try:  # what the value means is checked where it is used, and better now than after hours
         MODIFIERS[modifier](RECIPES["idc"](), PRESETS["smoke"], number)

@@ -66,6 +66,9 @@ def test_the_number_of_matching_networks_can_be_set(preset: str) -> None:
     usual, few = build("dream_plus", preset), build("dream_plus+outer=3", preset)
     assert usual.outer != 3
     assert few == replace(usual, outer=3, name="dream_plus+outer=3")
+    longer = build("dream_plus+outer=3+inner=7", preset)
+    assert usual.inner != 7
+    assert longer == replace(usual, outer=3, inner=7, name="dream_plus+outer=3+inner=7")
     assert (build("dm+outer=70", preset).outer, build("dm+outer=70", preset).inner) == (70, 1)
 
 
@@ -94,6 +97,8 @@ def test_a_name_without_one_of_its_modifiers() -> None:
         ("idc+outer", "'idc.outer': it needs a value"),
         ("idc+outer=0", "`outer` is 0"),
         ("idc+outer=1.5", "its value is 1.5, but must be a whole number"),
+        ("idc+inner=1.5", "its value is 1.5, but must be a whole number"),
+        ("idc+inner=0", "`inner` is 0"),
         ("random+outer=2", "random optimises nothing that 'outer' could be added to"),
         ("idc+final=2", "`final` is 2.0; pass a number from 0 to 1"),
         ("herding+compress=2.5", "its value is 2.5, but must be a whole number"),
