@@ -77,8 +77,8 @@ class Arguments(Workload):
             dream_plus+sm+mdc or herding+compress=10 (all are in benchmarks/methods.py); with
             protocol replay also naive, cumulative, and stock_replay, stock_herding and
             stock_reservoir, which are Avalanche's.
-        network: The network to train: convnet3 (or another depth), resnet10,
-            resnetap10 or densenet121.
+        network: The network to train: convnet3 (or another depth; convnet3:128 with a width
+            of its own), resnet10, resnetap10 or densenet121.
         protocol: What is trained on: the memory alone from the model before with distillation, the
             memory alone from scratch, or new data together with the memory.
         ipc: Stored images per class.

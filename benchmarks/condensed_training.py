@@ -43,8 +43,8 @@ class Arguments(Workload):
             the pixels' learning rate, +outer=4 for the number of matching networks and +inner=100
             for the pixel steps with each; all are in benchmarks/methods.py.
         ipc: Stored images per class, separated by commas.
-        networks: Networks to train, separated by commas: convnet3 (or another depth), resnet10,
-            resnetap10 and densenet121.
+        networks: Networks to train, separated by commas: convnet3 (or another depth; convnet3:128
+            with a width of its own), resnet10, resnetap10 and densenet121.
         matching: The ConvNet that condenses.
         runs: Networks trained on each set.
         steps: Overrides the preset's gradient steps of training on a set.

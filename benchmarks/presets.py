@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -137,6 +138,7 @@ PRESETS: dict[str, Preset] = {
 _PUBLISHED_OUTER = {"idc": 2000, "idc_i": 2000, "dream": 1200, "dream_plus": 1200}
 _PUBLISHED_INNER = 100
 _PACKED = ("representative", "idc", "dream", "dream_plus")
+_CONVNET = re.compile(r"convnet(\d+)(?::([1-9]\d*))?")
 _LIKE_IDC = ("idc", "idc_i", "dream", "dream_plus")
 
 
@@ -208,12 +210,19 @@ def network_factory(
 ) -> Callable[[int], FeatureNetwork]:
     """Find a network to train by name, for images of a size.
 
+    Args:
+        name: What it is called. A ConvNet may have a width of its own: ``convnet3:128``.
+        channels: Channels of the images.
+        size: Their height and width.
+        width: Channels of ConvNets whose name says nothing else.
+
     Raises:
         ArgumentError: If there is none of that name.
     """
-    if name.startswith("convnet") and name[7:].isdigit():
+    if found := _CONVNET.fullmatch(name):
+        depth, own = found.groups()
         return functools.partial(
-            ConvNet, channels=channels, size=size, width=width, depth=int(name[7:])
+            ConvNet, channels=channels, size=size, width=int(own or width), depth=int(depth)
         )
     # The published one, where a preset does not want less.
     residual = min(width, 64 if min(size) > 64 else 32)
@@ -225,7 +234,7 @@ def network_factory(
     if name not in known:
         raise ArgumentError(
             f"`network` is {name!r}, but the known ones are convnetD for a depth D, such as "
-            f"convnet3, and {', '.join(known)}"
+            f"convnet3, convnetD:W for a width W, such as convnet3:128, and {', '.join(known)}"
         )
     return known[name]
 

@@ -44,8 +44,8 @@ class Arguments(Workload):
     Attributes:
         recipe: The method that is condensed with and without multisize condensation.
         methods: What to compare, separated by commas.
-        network: The network to train: convnet3 (or another depth), resnet10,
-            resnetap10 or densenet121.
+        network: The network to train: convnet3 (or another depth; convnet3:128 with a width
+            of its own), resnet10, resnetap10 or densenet121.
         ipc: Stored images per class of the sets that are cut.
         sizes: Stored images per class to compare at, separated by commas.
         steps: Overrides the preset's gradient steps of training on a set.

@@ -160,6 +160,17 @@ def test_a_given_rate_is_one_of_pixels_in_0_to_1() -> None:
     assert not build("dm+lr=0.3", "paper").pixels.normalised
 
 
+def test_a_convnet_may_name_its_width() -> None:
+    options = {"channels": 3, "size": (32, 32), "width": 16}
+    for build_network in (network_factory, matching_factory):
+        for name, width in (("convnet2", 16), ("convnet2:24", 24)):
+            layers = build_network(name, **options)(4).modules()
+            assert [m.out_channels for m in layers if isinstance(m, nn.Conv2d)] == [width, width]
+    for wrong in ("convnet3:", "convnet3:0", "convnet3:-8", "convnet3:wide", "resnet10:64"):
+        with pytest.raises(ArgumentError, match="such as convnet3:128"):
+            network_factory(wrong, **options)
+
+
 @pytest.mark.parametrize(
     ("trained", "kind", "matched"),
     [
