@@ -113,13 +113,14 @@ def percent(values: Sequence[float]) -> str:
 
 
 def bold_best(cells: Sequence[str], scores: Sequence[float | None]) -> list[str]:
-    """Put the cell of the highest score in bold, or of several that share it.
+    """Put the cell of the highest score in bold, or of several that share it as it is printed.
 
     None is no score; one alone is not the highest of anything.
     """
-    there = [score for score in scores if score is not None]
+    printed = [None if score is None else round(score, 1) for score in scores]
+    there = [score for score in printed if score is not None]
     best = max(there) if len(there) > 1 else None
     return [
         f"**{cell}**" if score is not None and score == best else cell
-        for cell, score in zip(cells, scores, strict=True)
+        for cell, score in zip(cells, printed, strict=True)
     ]

@@ -98,6 +98,15 @@ def test_a_headline_takes_each_memory_from_its_own_results(tmp_path: Path) -> No
     assert [line[2] for line in lines] == ["**26.0**", "25.0", "–", "–"]
 
 
+def test_what_is_printed_alike_is_bold_alike(tmp_path: Path) -> None:
+    folder = tmp_path / "fast" / "memory_only"
+    results(folder, "random", {0: [50.0, 24.94]})
+    results(folder, "herding", {0: [50.0, 25.04]})
+    results(folder, "dream_plus", {0: [50.0, 24.96]})
+    _, lines = headline(tmp_path, "sizes")
+    assert [line[4] for line in lines] == ["24.9", "**25.0**", "**25.0**", "–"]
+
+
 def test_readme_begins_with_the_headlines() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in HEADLINES:
