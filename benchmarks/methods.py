@@ -129,9 +129,10 @@ class Method:
             built = MODIFIERS[modifier](built, settings, value)
         return replace(built, name=self.name)
 
-    def without(self, modifier: str) -> str:
-        """The name that is left without a modifier."""
-        kept = [text for text in self.name.split("+")[1:] if text.partition("=")[0] != modifier]
+    def without(self, *modifiers: str) -> str:
+        """The name that is left without some modifiers."""
+        added = self.name.split("+")[1:]
+        kept = [text for text in added if text.partition("=")[0] not in modifiers]
         return "+".join((self.recipe, *kept))
 
 

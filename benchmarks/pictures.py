@@ -129,11 +129,13 @@ def seconds_plot(
     """
     figure, axes = _panel_of_lines()
     _draw(axes, lines, list(lines), title=title, subtitle=subtitle, xlabel=xlabel, ylabel=ylabel)
+    places = [place for line in lines.values() for place in line]
+    last = max(places)
+    wide = last > 1000 * min(places)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    last = max(place for line in lines.values() for place in line)
     for style, line in enumerate(lines.values()):
         end = max(line)
         height = statistics.fmean(line[end])

@@ -121,8 +121,8 @@ def write_training_report(out_dir: str | Path) -> str:
     """Make ``report.md`` of methods side by side; return the terminal table.
 
     Where methods have several numbers of matching networks (``+outer=1``, ``+outer=2`` and so on)
-    makes ``seconds.png``, too: accuracy over the seconds of condensing, for the largest set and the
-    first of the networks that are trained.
+    or of steps with each (``+inner``) makes ``seconds.png``, too: accuracy over the seconds of
+    condensing, for the largest set and the first of the networks that are trained.
 
     Raises:
         ArgumentError: If the folder has no results.
@@ -165,13 +165,14 @@ def seconds_lines(rows: Sequence[Row]) -> dict[str, dict[float, list[float]]]:
         rows: Accuracies of sets of one size and of one network.
 
     Returns:
-        For each method without its ``+outer``, by the least seconds that one of the seeds took and
-        in their order, the accuracies of all seeds. Empty if ``+outer`` tells no two apart.
+        For each method without its ``+outer`` and ``+inner``, and without its ``+lr`` where no two
+        rates have the same steps, by the least seconds that one of the seeds took and in their
+        order, the accuracies of all seeds. Empty if these tell no two apart.
     """
+    names = _lines_of(list(dict.fromkeys(row["method"] for row in rows)))
     found: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
-        name = named_method(row["method"]).without("outer")
-        found.setdefault(name, {}).setdefault(row["method"], []).append(row)
+        found.setdefault(names[row["method"]], {}).setdefault(row["method"], []).append(row)
     if all(len(lengths) == 1 for lengths in found.values()):
         return {}
     lines: dict[str, dict[float, list[float]]] = {}
@@ -181,6 +182,24 @@ def seconds_lines(rows: Sequence[Row]) -> dict[str, dict[float, list[float]]]:
         for method in sorted(lengths, key=seconds.__getitem__):
             values = line.setdefault(seconds[method], [])
             values += [row["accuracy"] for row in lengths[method]]
+    return lines
+
+
+def _lines_of(methods: Sequence[str]) -> dict[str, str]:
+    """The line that each method belongs to: the same recipe, for longer or shorter."""
+    recipes: dict[str, list[str]] = {}
+    for name in methods:
+        recipes.setdefault(named_method(name).without("outer", "inner", "lr"), []).append(name)
+    lines = {}
+    for recipe, own in recipes.items():
+        lengths = [
+            [(m, value) for m, value in named_method(name).modifiers if m in ("outer", "inner")]
+            for name in own
+        ]
+        # More steps want a smaller rate; rates for the same steps are compared with each other.
+        alone = all(lengths.count(length) == 1 for length in lengths)
+        for name in own:
+            lines[name] = recipe if alone else named_method(name).without("outer", "inner")
     return lines
 
 

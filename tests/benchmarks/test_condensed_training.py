@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -241,12 +242,42 @@ def test_lines_over_seconds_are_in_the_order_of_seconds() -> None:
     assert seconds_lines([row for row in MEASURED if row["method"] in ("herding", "idc")]) == {}
 
 
+def test_a_line_goes_on_where_more_steps_have_a_rate_of_their_own() -> None:
+    short, long = accuracy_row("idc", 10.0, 40.0), accuracy_row("idc+inner=9+lr=0.1", 60.0, 50.0)
+    longest = accuracy_row("idc+outer=9+inner=9+lr=0.1", 90.0, 51.0)
+    assert seconds_lines([short, long, longest]) == {"idc": {10: [40.0], 60: [50.0], 90: [51.0]}}
+    other_rate = accuracy_row("idc+inner=9+lr=0.5", 60.0, 30.0)
+    assert seconds_lines([short, long, longest, other_rate]) == {
+        "idc": {10: [40.0]},
+        "idc+lr=0.1": {60: [50.0], 90: [51.0]},
+        "idc+lr=0.5": {60: [30.0]},
+    }
+
+
 def test_only_the_largest_set_and_the_first_network_are_drawn() -> None:
     others = [
         accuracy_row("idc", 5.0, 20.0, ipc=1),
         accuracy_row("idc", 50.0, 35.0, network="resnet10"),
     ]
     assert _of_one_set([*MEASURED, *others]) == MEASURED
+
+
+@pytest.mark.parametrize("seconds", [(0.1, 7000.0), (5.0, 4000.0), (20.0, 90.0)])
+def test_seconds_below_the_axis_do_not_touch(
+    seconds: tuple[float, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: drawn.append(self))
+    line = {place: [40.0] for place in seconds}
+    texts = {"title": "a title", "subtitle": "how", "xlabel": "seconds", "ylabel": "accuracy"}
+    seconds_plot({"herding+compress=10": line}, tmp_path / "x.png", **texts)
+    drawn[0].canvas.draw()
+    (axes,) = drawn[0].axes
+    low, high = axes.get_xlim()
+    shown = [label for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
+    boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: box.x0)
+    assert len(boxes) >= 2
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_lines_over_seconds_go_on_to_the_longest(

@@ -76,6 +76,7 @@ def test_a_name_without_one_of_its_modifiers() -> None:
     assert method("idc+sm=2+outer=4+mdc").without("outer") == "idc+sm=2+mdc"
     assert method("idc+sm+mdc").without("sm") == "idc+mdc"
     assert method("herding").without("outer") == "herding"
+    assert method("idc+sm+outer=4+inner=2").without("outer", "inner") == "idc+sm"
 
 
 @pytest.mark.parametrize(
