@@ -102,7 +102,17 @@ images that share the bytes of one, the crops along its sides, the learning rate
 [0, 1] and the share of it that is left at the end, the number of matching networks, and that of
 pixel steps with each."""
 
-_VALUES = ("sm", "mdc", "representative", "compress", "factor", "lr", "final", "outer", "inner")
+_TAKES_VALUE = (
+    "sm",
+    "mdc",
+    "representative",
+    "compress",
+    "factor",
+    "lr",
+    "final",
+    "outer",
+    "inner",
+)
 _FOR_ALL = ("compress", "factor")
 
 
@@ -171,12 +181,12 @@ def _modifier(argument: str, name: str, text: str) -> tuple[str, float | None]:
         )
     try:
         number = float(value) if equals else None
-        if number is not None and (modifier not in _VALUES or not math.isfinite(number)):
+        if number is not None and (modifier not in _TAKES_VALUE or not math.isfinite(number)):
             raise ValueError
     except ValueError:
         raise ArgumentError(
             f"`{argument}` names {name!r}, but {modifier!r} takes "
-            f"{'a number, not ' + repr(value) if modifier in _VALUES else 'no value'}"
+            f"{'a number, not ' + repr(value) if modifier in _TAKES_VALUE else 'no value'}"
         ) from None
     try:  # what the value means is checked where it is used, and better now than after hours
         MODIFIERS[modifier](RECIPES["idc"](), PRESETS["smoke"], number)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.methods import Method
 from benchmarks.methods import method as named_method
 from benchmarks.pictures import line_plot, seconds_plot, step_plot
 from benchmarks.results import ResultStore, Row
@@ -185,21 +186,20 @@ def seconds_lines(rows: Sequence[Row]) -> dict[str, dict[float, list[float]]]:
     return lines
 
 
-def _lines_of(methods: Sequence[str]) -> dict[str, str]:
+_LENGTH = ("outer", "inner")
+
+
+def _lines_of(names: Sequence[str]) -> dict[str, str]:
     """The line that each method belongs to: the same recipe, for longer or shorter."""
-    recipes: dict[str, list[str]] = {}
-    for name in methods:
-        recipes.setdefault(named_method(name).without("outer", "inner", "lr"), []).append(name)
-    lines = {}
+    recipes: dict[str, list[Method]] = {}
+    for method in map(named_method, names):
+        recipes.setdefault(method.without(*_LENGTH, "lr"), []).append(method)
+    lines: dict[str, str] = {}
     for recipe, own in recipes.items():
-        lengths = [
-            [(m, value) for m, value in named_method(name).modifiers if m in ("outer", "inner")]
-            for name in own
-        ]
+        lengths = [{m: value for m, value in one.modifiers if m in _LENGTH} for one in own]
         # More steps want a smaller rate; rates for the same steps are compared with each other.
         alone = all(lengths.count(length) == 1 for length in lengths)
-        for name in own:
-            lines[name] = recipe if alone else named_method(name).without("outer", "inner")
+        lines |= {one.name: recipe if alone else one.without(*_LENGTH) for one in own}
     return lines
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from benchmarks.condensed_sets import CondensedSet, FreshTraining
 from benchmarks.condensed_training import Arguments, cli, main
 from benchmarks.data import DataError, hold_out, load
-from benchmarks.pictures import seconds_plot
+from benchmarks.pictures import Lines, seconds_plot
 from benchmarks.presets import PRESETS
 from benchmarks.set_reports import _of_one_set, seconds_lines
 from dc_replay import ArgumentError, Condenser, Exemplars, Formation
@@ -262,17 +262,22 @@ def test_only_the_largest_set_and_the_first_network_are_drawn() -> None:
     assert _of_one_set([*MEASURED, *others]) == MEASURED
 
 
-@pytest.mark.parametrize("seconds", [(0.1, 7000.0), (5.0, 4000.0), (20.0, 90.0)])
-def test_seconds_below_the_axis_do_not_touch(
-    seconds: tuple[float, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def drawn_over_seconds(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> Figure:
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, path: drawn.append(self))
-    line = {place: [40.0] for place in seconds}
     texts = {"title": "a title", "subtitle": "how", "xlabel": "seconds", "ylabel": "accuracy"}
-    seconds_plot({"herding+compress=10": line}, tmp_path / "x.png", **texts)
-    drawn[0].canvas.draw()
-    (axes,) = drawn[0].axes
+    seconds_plot(lines, "x.png", **texts)
+    return drawn[0]
+
+
+@pytest.mark.parametrize("seconds", [(0.1, 7000.0), (5.0, 4000.0), (20.0, 90.0)])
+def test_seconds_below_the_axis_do_not_touch(
+    seconds: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = {place: [40.0] for place in seconds}
+    figure = drawn_over_seconds({"herding+compress=10": line}, monkeypatch)
+    figure.canvas.draw()
+    (axes,) = figure.axes
     low, high = axes.get_xlim()
     shown = [label for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
     boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: box.x0)
@@ -280,20 +285,8 @@ def test_seconds_below_the_axis_do_not_touch(
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
-def test_lines_over_seconds_go_on_to_the_longest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: drawn.append(self))
-    seconds_plot(
-        seconds_lines(MEASURED),
-        tmp_path / "x.png",
-        title="a title",
-        subtitle="how",
-        xlabel="seconds",
-        ylabel="accuracy",
-    )
-    (axes,) = drawn[0].axes
+def test_lines_over_seconds_go_on_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    (axes,) = drawn_over_seconds(seconds_lines(MEASURED), monkeypatch).axes
     assert axes.get_xscale() == "log"
     dotted = [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == ":"]
     assert dotted == [
