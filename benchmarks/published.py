@@ -1,7 +1,8 @@
 """Published curves beside what is measured here.
 
 ``python -m benchmarks.readme`` writes the table between the markers ``<!-- published -->`` and
-``<!-- end of published -->``.
+``<!-- end of published -->``, and that of one folder's curves between ``<!-- curves: FOLDER -->``
+and ``<!-- end of curves -->``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
     },
 }
 """Test accuracy in percent after each step, by the network that is trained and the exemplars."""
+CLASSES = (20, 40, 60, 80, 100)
+"""The classes seen after each step of the published curves."""
 
 
 def published_table(results: Path, *, scales: dict[str, dict[str, str]]) -> Table:
@@ -59,6 +62,31 @@ def published_table(results: Path, *, scales: dict[str, dict[str, str]]) -> Tabl
     return ("network", "exemplars", "published", *scales), lines
 
 
+def curves_table(folder: Path, *, network: str = "convnet3") -> Table:
+    """The published curves of one network, and below them those of one folder of results.
+
+    Args:
+        folder: Results of the steps of the published curves; those of other steps are left out.
+        network: The network that is trained.
+
+    Returns:
+        A header, and a line for each curve; what is highest after each step is bold.
+    """
+    curves = [(method, "published", curve) for method, curve in PUBLISHED[network].items()]
+    for method, (comparison, summary) in finished(folder).items():
+        if comparison.classes_seen == CLASSES:
+            curves.append((method, "ours", tuple(_means(comparison, summary))))
+    columns = [
+        bold_best([f"{value:.1f}" for value in values], list(values))
+        for values in zip(*(curve for _, _, curve in curves), strict=True)
+    ]
+    lines = [
+        (f"`{method}`", where, *(column[place] for column in columns))
+        for place, (method, where, _) in enumerate(curves)
+    ]
+    return ("exemplars", "figures", *(f"{seen} classes" for seen in CLASSES)), lines
+
+
 def finished(folder: Path) -> dict[str, tuple[Comparison, Summary]]:
     """Each method's finished seeds in a folder of results, with their comparison."""
     rows = ResultStore(folder).rows()
@@ -78,9 +106,13 @@ def _measured(found: tuple[Comparison, Summary] | None) -> tuple[Sequence[float]
     if found is None:
         return None, ""
     comparison, summary = found
-    curve = [statistics.fmean(summary.accuracy[seen]) for seen in comparison.classes_seen]
     count = len(summary.average)
-    return curve, f" ({count} seed{'s' * (count > 1)})"
+    return _means(comparison, summary), f" ({count} seed{'s' * (count > 1)})"
+
+
+def _means(comparison: Comparison, summary: Summary) -> list[float]:
+    """The mean accuracy of the seeds after each step."""
+    return [statistics.fmean(summary.accuracy[seen]) for seen in comparison.classes_seen]
 
 
 def _bold(curves: Sequence[tuple[Sequence[float] | None, str]]) -> list[str]:

@@ -24,7 +24,7 @@ from benchmarks import (
 )
 from benchmarks.choice import choice_caption, choice_table
 from benchmarks.headline import headline
-from benchmarks.published import published_table
+from benchmarks.published import curves_table, published_table
 from benchmarks.report import results_section, write_any_report
 from benchmarks.results import ResultStore
 from benchmarks.set_reports import set_section
@@ -85,6 +85,10 @@ def _published(root: Path, folder: str) -> str:
     return markdown_table(*published_table(root / "benchmarks" / "results", scales=SCALES))
 
 
+def _curves(root: Path, folder: str) -> str:
+    return markdown_table(*curves_table(root / folder))
+
+
 def _headline(root: Path, folder: str) -> str:
     return markdown_table(*headline(root / "benchmarks" / "results", folder))
 
@@ -106,6 +110,7 @@ SECTIONS: dict[str, Callable[[Path, str], str]] = {
     "results": _results,
     "headline": _headline,
     "published": _published,
+    "curves": _curves,
     "choice": _choice,
     "cost fit": _cost_fit,
     "cost prediction": _cost_prediction,

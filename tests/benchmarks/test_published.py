@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.headline import HEADLINES, headline
-from benchmarks.published import PUBLISHED, published_table
+from benchmarks.published import CLASSES, PUBLISHED, curves_table, published_table
 from benchmarks.readme import ROOT, updated
 from benchmarks.results import ResultStore
 
@@ -70,6 +70,29 @@ def test_it_stands_between_its_markers(tmp_path: Path) -> None:
     assert updated(found, root=tmp_path) == found
 
 
+def test_curves_of_a_folder_stand_below_the_published(tmp_path: Path) -> None:
+    results(
+        tmp_path, "random", {0: [70.0, 30.0, 60.0, 20.0, 49.69], 1: [70.0, 32.0, 60.0, 20.0, 49.69]}
+    )
+    header, lines = curves_table(tmp_path)
+    assert header == ("exemplars", "figures", *(f"{seen} classes" for seen in CLASSES))
+    assert [line[:2] for line in lines] == [
+        *((f"`{method}`", "published") for method in PUBLISHED["convnet3"]),
+        ("`random`", "ours"),
+    ]
+    # The highest of each step is bold, and what is printed alike is.
+    assert lines[-1][2:] == ("**70.0**", "31.0", "**60.0**", "20.0", "**49.7**")
+    idc = list(PUBLISHED["convnet3"]).index("idc")
+    assert lines[idc][2:] == ("67.9", "**62.1**", "57.9", "**53.9**", "**49.7**")
+
+
+def test_curves_of_other_steps_are_left_out(tmp_path: Path) -> None:
+    results(tmp_path, "random", {0: [70.0, 30.0]})
+    _, lines = curves_table(tmp_path, network="resnet10")
+    assert {line[1] for line in lines} == {"published"}
+    assert lines[0][2] == "46.3"
+
+
 def test_headline_has_what_each_memory_ends_with(tmp_path: Path) -> None:
     beside = tmp_path / "fast" / "balanced_200"
     results(beside, "stock_replay", {0: [50.0, 20.0], 1: [52.0, 22.0], 2: [90.0]})
@@ -107,8 +130,8 @@ def test_what_is_printed_alike_is_bold_alike(tmp_path: Path) -> None:
     assert [line[4] for line in lines] == ["24.9", "**25.0**", "**25.0**", "–"]
 
 
-def test_readme_begins_with_the_headlines() -> None:
+def test_readme_has_the_headlines_and_begins_with_the_first() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in HEADLINES:
-        assert text.index(f"<!-- headline: {name} -->") < text.index("\n## ")
+    places = [text.index(f"<!-- headline: {name} -->") for name in HEADLINES]
+    assert places[0] < text.index("\n## ") and places == sorted(places)
     assert updated(text) == text
